@@ -1,0 +1,64 @@
+"""Fine-tune a text classifier: a pretrained BERT- or GPT-style checkpoint, a new head, your labelled texts.
+
+    accelerate launch recipes/text_classify.py --data.path reviews.csv --backbone.name roberta-base
+
+With no arguments it adapts all-MiniLM-L6-v2 to 672 customer-support messages in 8 intents, both of which are installed
+with the demo extra. Every setting: --help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.adapt import AdaptConfig, adapt
+from graftkit.backbone import BackboneConfig
+from graftkit.config import start
+from graftkit.data import DataConfig, load_splits
+from graftkit.finish import finish
+from graftkit.heads import load_classifier
+from graftkit.rehearse import rehearse
+from graftkit.run import RunConfig, open_run
+from graftkit.tasks.text_classification import TextClassification
+from graftkit.text import load_tokenizer, measure
+from graftkit.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that the user may set."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    run = open_run("text_classify", config)
+
+    with run.phase("data"):
+        splits = load_splits(config.data, config.run.seed)
+        tokenizer = load_tokenizer(config.backbone)
+        task = TextClassification(tokenizer, splits.labels)
+        run.introduce(task, splits)
+        lengths = measure(run, task, splits)
+
+    with run.phase("backbone"):
+        headed = load_classifier(config.backbone, splits.labels, tokenizer, config.run.seed)
+        adapted = adapt(headed, config.adapt)
+        run.describe(adapted, config)
+
+    if config.run.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.train)
+
+    with run.phase("train"):
+        model = train(run, task, adapted, splits, lengths, config.train)
+
+    return finish(run, task, model, splits, lengths, merge=config.adapt.merge)
+
+
+if __name__ == "__main__":
+    start(main, Config, description=__doc__)

@@ -1,0 +1,39 @@
+"""What does it predict on a split?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graftkit.batches import fixed_batches
+from graftkit.task import Record, Row, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from torch import nn
+
+
+def predict_rows(
+    accelerator: Accelerator, task: Task, model: nn.Module, rows: Sequence[Row], lengths: np.ndarray | None
+) -> list[Record]:
+    """One record per row, once, in the order of the rows, on every process.
+
+    Batches depend on the split alone and are dealt whole to processes, so that the same weights give the same numbers,
+    bit for bit, for any number of processes (with the same threads each) and any batch size in training.
+    """
+    import torch
+    from accelerate.utils import gather_object
+
+    batches = fixed_batches(lengths, len(rows))
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    plain = accelerator.unwrap_model(model)  # DDP's forward would wait for the other processes' batches
+    plain.eval()
+    found: list[tuple[int, Record]] = []
+    with torch.no_grad():
+        for batch in mine:
+            examples = [task.encode(rows[int(i)], None) for i in batch]
+            records = task.predict(plain, task.collate(examples).to(accelerator.device))
+            found += zip((int(i) for i in batch), records, strict=True)
+    everywhere = gather_object(found)
+    return [record for _, record in sorted(everywhere, key=lambda entry: entry[0])]

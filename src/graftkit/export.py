@@ -1,0 +1,103 @@
+"""What can others load?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+ADAPTER, LABELS = "adapter_config.json", "labels.json"
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with LoRA's update added to the weights, and no trace of PEFT; a plain model stays what it is."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, labels: list[str]) -> None:
+    """Write a model folder for plain transformers, or for plain PEFT where the model is an adapter.
+
+    Safetensors, the tokenizer, and for an adapter `labels.json` with what PEFT does not store.
+    """
+    model.save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json would keep the last call's
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(folder)
+    if (folder / ADAPTER).exists():
+        settings = {"labels": labels, "pad_token_id": tokenizer.pad_token_id}
+        (folder / LABELS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_saved(folder: Path, auto_class: str) -> nn.Module:
+    """A saved model as anyone loads it, in fp32 and evaluation mode: through transformers, or PEFT for an adapter."""
+    import peft
+    import torch
+    import transformers
+
+    if (folder / ADAPTER).exists():
+        auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
+        return auto.from_pretrained(folder, dtype=torch.float32, **adapter_settings(folder)).eval()
+    return getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What PEFT does not store, and needs to build the base with a head of the right size."""
+    try:
+        saved = json.loads((folder / LABELS).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder}: an adapter without {LABELS}, so the names of its labels are not known") from error
+    labels = saved["labels"]
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "pad_token_id": saved["pad_token_id"],
+    }
+
+
+def check_saved(trained: nn.Module, saved: nn.Module) -> None:
+    """Compare a reloaded model with the one that was saved, tensor by tensor, bit for bit.
+
+    Raises RuntimeError where they differ: that is a fault of this toolkit or of a library, not of the user.
+    """
+    import torch
+
+    ours, theirs = trained.state_dict(), saved.state_dict()
+    for name in ours.keys() | theirs.keys():
+        if name not in ours or name not in theirs or not torch.equal(ours[name].cpu(), theirs[name].cpu()):
+            raise RuntimeError(f"the saved model is not the trained one: {name} differs")
+
+
+def snippet(folder: Path) -> str:
+    """The lines of Python that load a saved model with plain libraries and classify a text."""
+    return (ADAPTER_SNIPPET if (folder / ADAPTER).exists() else PLAIN_SNIPPET).format(folder=str(folder))
+
+
+PLAIN_SNIPPET = """\
+from transformers import pipeline
+
+classify = pipeline("text-classification", {folder!r}, dtype="float32")
+print(classify(["a text"], truncation=True, top_k=None))"""
+
+ADAPTER_SNIPPET = """\
+import json
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = {folder!r}
+saved = json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))
+labels = dict(enumerate(saved["labels"]))
+model = AutoPeftModelForSequenceClassification.from_pretrained(
+    folder, dtype="float32", pad_token_id=saved["pad_token_id"],
+    num_labels=len(labels), id2label=labels, label2id={{label: i for i, label in labels.items()}},
+)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")
+for row in model(**inputs).logits.softmax(-1).tolist():
+    print({{labels[i]: probability for i, probability in enumerate(row)}})"""

@@ -1,0 +1,61 @@
+"""What stopped it?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def check_finite(loss: float, update: int, ids: Sequence[str]) -> None:
+    """Raise UserError where the loss of an update is not a number; the weights have not been stepped yet."""
+    if not math.isfinite(loss):
+        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        raise UserError(
+            f"the loss of update {update} is {loss}; its rows: {shown}. The last checkpoint is good: "
+            "look at these rows, or set a lower --train.lr, or --run.precision fp32"
+        )
+
+
+@contextmanager
+def explain_memory(rows: np.ndarray, lengths: np.ndarray | None, batch_size: int) -> Iterator[None]:
+    """Turn an out-of-memory error in the block into a UserError that names row lengths and the flags that help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+            raise
+        longest = "" if lengths is None else f" of up to {lengths[rows].max()} tokens"
+        raise UserError(
+            f"out of memory with {batch_size} rows{longest} per forward pass; set a smaller --train.batch_size "
+            "(with a larger --train.accumulate for the same update), a smaller --backbone.max_length, "
+            "--train.checkpointing true, or --adapt.strategy lora, last or head"
+        ) from error
+
+
+@contextmanager
+def explain_disk(folder: Path) -> Iterator[None]:
+    """Turn a full disk in the block into a UserError; safetensors reports one with an error class of its own."""
+    try:
+        yield
+    except Exception as error:
+        if not any(words in str(error) for words in DISK_FULL):
+            raise
+        raise UserError(
+            f"{folder}: the disk is full; what was saved is whole. Free space, then --run.resume"
+        ) from error
+
+
+def ids_of(rows: Any, indices: np.ndarray) -> list[str]:
+    """The ids of some rows of a split."""
+    return [rows[int(i)]["id"] for i in indices]

@@ -1,0 +1,81 @@
+"""What sits on top?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from graftkit.backbone import BackboneConfig, load_model, resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A backbone with a head on top."""
+
+    model: nn.Module
+    head: set[str]  # names of the head's parameters in `model`
+    new_tokens: list[int] = field(default_factory=list)  # rows of the embedding that the checkpoint lacks
+
+
+def load_classifier(config: BackboneConfig, labels: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:
+    """A checkpoint with a classification head for `labels`.
+
+    A head that the checkpoint brings is kept only if its labels are these, in this order; else it starts anew.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model, new = load_model(
+        config,
+        "AutoModelForSequenceClassification",
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        problem_type="single_label_classification",
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    outside = _outside_backbone(model)
+    if outside - new and _source_labels(config) != labels:
+        _start_anew(model, outside - new)
+    return Headed(model, outside | new, list(range(rows, len(tokenizer))))
+
+
+def _outside_backbone(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that the headless model does not have: no list of names that heads go by is needed."""
+    backbone = {id(parameter) for parameter in model.base_model.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) not in backbone}
+
+
+def _source_labels(config: BackboneConfig) -> list[str]:
+    """The labels of the head that a checkpoint brings."""
+    from transformers import AutoConfig
+
+    names = AutoConfig.from_pretrained(resolve(config.name), revision=config.revision).id2label
+    return [names[i] for i in sorted(names)]
+
+
+def _start_anew(model: PreTrainedModel, names: set[str]) -> None:
+    """Draw these parameters again, as the model's class draws them."""
+    for path, module in model.named_modules():
+        own = {f"{path}.{name}" if path else name: p for name, p in module.named_parameters(recurse=False)}
+        if own and own.keys() <= names:
+            for parameter in own.values():
+                parameter._is_hf_initialized = False  # transformers draws nothing that carries this mark
+            model._init_weights(module)
+
+
+def head_modules(model: nn.Module, head: set[str]) -> list[str]:
+    """The outermost modules that hold nothing but the head's parameters, by name."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if path and own and own <= head and not any(path.startswith(f"{outer}.") for outer in found):
+            found.append(path)
+    return found

@@ -1,0 +1,44 @@
+"""How are weights stepped?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+def make_optimizer(model: nn.Module, head: set[str], lr: float, head_lr: float, weight_decay: float) -> Optimizer:
+    """Fused AdamW (Loshchilov and Hutter 2019) over what trains: the head at its own rate, no decay on vectors.
+
+    Vectors are biases and the scales of norms. `head` holds the names of the head's parameters.
+    """
+    import torch
+
+    groups: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name in head, parameter.ndim > 1), []).append((name, parameter))
+    settings = [
+        {
+            "params": [parameter for _, parameter in members],
+            "names": [name for name, _ in members],
+            "peak_lr": head_lr if in_head else lr,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (in_head, decays), members in groups.items()
+    ]
+    return torch.optim.AdamW(settings, lr=lr, fused=True)
+
+
+def set_lr(optimizer: Optimizer, update: int, updates: int, warmup: float) -> float:
+    """Set the rates for an update (counted from 0): linear warm-up, then linear decay to 0. Returns their factor.
+
+    A function of the update alone, so that there is no schedule to save, to resume or to step too often.
+    """
+    rising = round(updates * warmup)
+    factor = (update + 1) / (rising + 1) if update < rising else (updates - update) / max(1, updates - rising)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return factor

@@ -1,0 +1,365 @@
+"""Where does this run live?"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from graftkit import __version__
+from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "timm", "tokenizers", "numpy", "scikit-learn")
+NOT_KEPT = ("run.out", "run.resume", "run.overwrite")  # where and how often a run ran, not what it is
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where does this run live?"""
+
+    out: str | None = None
+    """folder of the run; by default runs/<recipe>-<time>"""
+    seed: NotNegativeInt = 0
+    """seed of the new head, the order of rows and dropout"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """numbers to train in; auto takes bf16 where the hardware has it, fp16 on older GPUs, else fp32"""
+    headline: str | None = None
+    """score that picks the best checkpoint; by default the task's own"""
+    keep_rows: bool = True
+    """keep the texts of dev and test rows in the run's folder, for the report"""
+    resume: bool = False
+    """go on with the run in --run.out where its newest checkpoint stands"""
+    overwrite: bool = False
+    """delete an earlier run in --run.out first"""
+    trackers: list[str] | None = None
+    """trackers of Accelerate, by name: tensorboard, wandb, mlflow ..."""
+    dry_run: bool = False
+    """load everything, try one update, estimate memory and time, and stop"""
+
+
+class Run:
+    """A run's folder, its accelerator, and its record: what it is, what it did, and what it cost."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, config: Any, recipe: str):
+        self.accelerator = accelerator
+        self.folder = folder
+        self.settings: RunConfig = config.run
+        self.seed: int = config.run.seed
+        self.config = to_dict(config)
+        self.headline = ""  # settled when the task is known
+        self.started = time.perf_counter()
+        self.record: dict[str, Any] = {
+            "graftkit": __version__,
+            "recipe": recipe,
+            "command": _command(),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+            "hardware": _hardware(),
+            "seed": self.seed,
+            "notes": [],
+            "warnings": [],
+            "seconds": {},
+        }
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.accelerator.is_main_process
+
+    def say(self, text: str, *, warning: bool = False) -> None:
+        """Print a sentence and keep it in the record."""
+        self.record["warnings" if warning else "notes"].append(text)
+        if self.main:
+            print(f"warning: {text}" if warning else text, flush=True)
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append an event to log.jsonl, which holds no clock times, and its time to timing.jsonl."""
+        if not self.main:
+            return
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+        timing = {"update": event.get("update"), "seconds": round(time.perf_counter() - self.started, 3)}
+        with open(self.folder / "timing.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(timing) + "\n")
+
+    def log_size(self) -> int:
+        """Bytes of log.jsonl so far, as a checkpoint remembers them."""
+        path = self.folder / "log.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_log(self, size: int) -> None:
+        """Cut log.jsonl back to what it held at a checkpoint."""
+        path = self.folder / "log.jsonl"
+        if self.main and path.exists():
+            os.truncate(path, size)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of the block into the record, under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.record["seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def save_record(self) -> None:
+        """Write run.json as it stands."""
+        self.record["seconds"]["total"] = round(time.perf_counter() - self.started, 3)
+        self.record["peak_memory_gib"] = peak_memory()
+        if self.main:
+            write_json(self.folder / "run.json", self.record)
+
+    def introduce(self, task: Any, splits: Any) -> None:
+        """Say which rows there are, and settle the headline. Raises UserError for a headline that the task lacks."""
+        self.headline = self.settings.headline or task.headline
+        if self.headline not in task.headlines:
+            known = ", ".join(task.headlines)
+            raise UserError(f"--run.headline {self.headline}: this task has {known} (higher is better)")
+        self.record |= {"task": task.name, "headline": self.headline, "labels": task.labels, "data": splits.facts}
+        for note in splits.notes:
+            self.say(note)
+        for warning in splits.warnings:
+            self.say(warning, warning=True)
+
+    def describe(self, adapted: Any, config: Any) -> None:
+        """Say what trains, of how much."""
+        facts = adapted.facts(config.adapt.strategy)
+        share = facts["trained_parameters"] / facts["total_parameters"]
+        self.record |= {"adapt": facts, "backbone": self.config["backbone"] | {"architecture": adapted.architecture}}
+        self.say(
+            f"{facts['description']}: {facts['trained_parameters']:,} of {facts['total_parameters']:,} "
+            f"parameters ({share:.1%})"
+        )
+
+    def once(self, action: Callable[[], T]) -> T:
+        """What `action` returns or raises on the main process, on every process."""
+        return once(self.accelerator, action)
+
+
+def once(state: Any, action: Callable[[], T]) -> T:
+    """Run `action` on the main process alone; every process gets its result, or its UserError."""
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def open_run(recipe: str, config: Any) -> Run:
+    """Make or reopen the folder of a run, and start Accelerate.
+
+    Raises UserError where the folder holds something and neither resume nor overwrite is set, where a setting changed
+    since the run that is resumed, or where the hardware lacks the precision.
+    """
+    from accelerate import Accelerator, PartialState
+
+    _quiet()
+    settings: RunConfig = config.run
+    state = PartialState()
+    precision = choose_precision(settings.precision, state.device.type)
+    folder = Path(once(state, lambda: str(_prepare_folder(recipe, config))))
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        log_with=settings.trackers,
+        project_dir=str(folder),
+    )
+    run = Run(accelerator, folder, config, recipe)
+    run.record |= {
+        "processes": accelerator.num_processes,
+        "threads": _threads(),
+        "device": str(accelerator.device),
+        "precision": precision,
+    }
+    if settings.trackers:
+        _start_trackers(run, recipe)
+    if run.main and not settings.dry_run:
+        (folder / "config.yaml").write_text(to_yaml(config, leave_out=NOT_KEPT), encoding="utf-8")
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    run.say(
+        f"{recipe} in {folder} on {accelerator.device.type} ({processes}, {run.record['threads']} threads, {precision})"
+    )
+    _warn_of_missing_processes(run)
+    return run
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """The precision to train in on a kind of device: fp32, bf16 or fp16. Raises UserError where it lacks `wanted`."""
+    import torch
+
+    if device == "cuda":
+        best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    else:
+        best = "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+    if wanted == "fp16" and device == "cpu":
+        raise UserError("--run.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    return best if wanted == "auto" else wanted
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 here: AVX512-BF16 or AMX."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _prepare_folder(recipe: str, config: Any) -> Path:
+    settings: RunConfig = config.run
+    if settings.dry_run:
+        return Path(tempfile.mkdtemp(prefix="graftkit-dry-run-"))
+    if settings.resume and settings.overwrite:
+        raise UserError("--run.resume and --run.overwrite exclude each other; choose one")
+    if settings.resume:
+        return _check_resume(config)
+    folder = Path(settings.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--run.out {folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not settings.overwrite:
+            raise UserError(f"--run.out {folder} is not empty; set --run.resume, --run.overwrite or another folder")
+        if not (folder / "config.yaml").exists():
+            raise UserError(f"--run.overwrite: {folder} holds no run of graftkit, so nothing in it is deleted")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run.out {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def _check_resume(config: Any) -> Path:
+    import yaml
+
+    if config.run.out is None:
+        raise UserError("--run.resume needs --run.out FOLDER, the run to go on with")
+    folder = Path(config.run.out)
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"--run.resume: {folder} holds no run (no config.yaml)")
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    now = yaml.safe_load(to_yaml(config, leave_out=NOT_KEPT))
+    changed = differences(saved, now)
+    if changed:
+        raise UserError(f"--run.resume: settings differ from those of {folder}: {'; '.join(changed)}")
+    return folder
+
+
+def _start_trackers(run: Run, recipe: str) -> None:
+    flat = {f"{section}.{name}": str(value) for section, values in run.config.items() for name, value in values.items()}
+    try:
+        run.accelerator.init_trackers(f"graftkit-{recipe}", config=flat)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"--run.trackers {','.join(run.settings.trackers or [])}: {error}") from error
+
+
+def _warn_of_missing_processes(run: Run) -> None:
+    """Accelerate starts one process, silently, where several were asked for on CPUs and there is no mpirun."""
+    wanted = os.environ.get("ACCELERATE_NUM_PROCESSES") or os.environ.get("MPI_LOCALNRANKS")
+    if wanted and wanted.isdigit() and int(wanted) > run.accelerator.num_processes:
+        run.say(
+            f"{wanted} processes were asked for, {run.accelerator.num_processes} started; on CPUs use: "
+            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} ...",
+            warning=True,
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside, then rename, so that a reader never sees half of it."""
+    aside = path.with_suffix(".writing")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def peak_memory() -> dict[str, float | None]:
+    """The most memory that this process, and its GPU, held so far, in GiB."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"process": round(resident, 3), "gpu": None if gpu is None else round(gpu, 3)}
+
+
+def _quiet() -> None:
+    """One voice on the terminal: ours. Warnings of the libraries stay."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _command() -> str:
+    import shlex
+
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv[0].endswith("graft") else ["python", *sys.argv]
+    return shlex.join(words)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """The commit that the working folder stands at, if it is a git checkout."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _hardware() -> dict[str, Any]:
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

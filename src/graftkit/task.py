@@ -1,0 +1,65 @@
+"""What must a task tell the loop?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+Row = Mapping[str, Any]
+"""One row of a split: `id` (unique over all splits), and the columns that its task reads."""
+
+Record = dict[str, Any]
+"""What the model said of one row, and the truth: `id`, and the task's own fields as plain Python or NumPy values."""
+
+
+Lengths = Mapping[str, "np.ndarray | None"]
+"""Tokens of each row, (rows,) int32, by split; None where every row costs the same."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as numbers, padded and stacked."""
+
+    ids: list[str]  # one per row, in order
+    inputs: dict[str, Tensor]  # what the model is called with
+    targets: dict[str, Any]  # what the loss and the records need besides
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on `device`."""
+
+        def move(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: v.to(device, non_blocking=True) if hasattr(v, "to") else v for name, v in values.items()}
+
+        return Batch(self.ids, move(self.inputs), move(self.targets))
+
+
+class Task(Protocol):
+    """All that the loop, the evaluation and the report need to know of a task. There is no base class."""
+
+    headline: str  # the score that picks the best checkpoint; higher is better
+
+    def lengths(self, rows: Sequence[Row]) -> np.ndarray | None:
+        """The cost of each row in tokens, (rows,) int32, to make batches of like rows; None where all cost the same."""
+
+    def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
+        """One row as numbers. `rng` follows from (seed, epoch, row) when training and is None when evaluating."""
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Encoded rows, padded and stacked."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """How many targets (or the sum of their weights) the loss of this batch sums over: a scalar."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss summed, not averaged, over those targets: a scalar."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        """One record per row of the batch, in order."""
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """All scores of a split, once, from all its records."""

@@ -1,0 +1,126 @@
+"""How do words become numbers?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from graftkit.backbone import BackboneConfig, resolve
+from graftkit.errors import UserError
+from graftkit.task import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from graftkit.data import Splits
+    from graftkit.run import Run
+
+LONGEST = 512  # tokens, where the checkpoint allows more and the user says nothing
+CHUNK = 1024  # rows tokenised at a time when lengths are counted
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer, padding on the right, with a padding token and `model_max_length` set.
+
+    A GPT-style tokenizer without a padding token gets its end-of-text token for it, since every classifier finds the
+    last real token by the padding id; one with neither gets a new token, for which the model needs a new row.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = resolve(config.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
+        limit = position_limit(AutoConfig.from_pretrained(source, revision=config.revision))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--backbone.name {config.name}: no tokenizer could be loaded ({first_line(error)})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"--backbone.name {config.name}: its tokenizer has no fast version (tokenizer.json)")
+    limit = min(limit, tokenizer.model_max_length)
+    if config.max_length is not None and config.max_length > limit:
+        raise UserError(f"--backbone.max_length {config.max_length}: this checkpoint reads at most {limit} tokens")
+    tokenizer.model_max_length = config.max_length or min(limit, LONGEST)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its closing stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def position_limit(config: Any) -> int:
+    """How many tokens the checkpoint has positions for."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if limit is None:
+        return 10**9  # relative positions: no limit of its own
+    if text.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer"):
+        return limit - text.pad_token_id - 1  # their positions start after the padding id
+    return limit
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None = None) -> dict[str, list[int]]:
+    """The model's inputs for one text, or a pair of texts, cut to `tokenizer.model_max_length` tokens."""
+    return dict(tokenizer(text, pair, truncation=True))
+
+
+def token_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np.ndarray:
+    """Tokens of each row before it is cut, (rows,) int32. Tokenises in chunks, and keeps only the lengths."""
+    import numpy as np
+
+    lengths = np.empty(len(rows), dtype=np.int32)
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        encoded = tokenizer(
+            list(chunk["text"]),
+            list(chunk["text_pair"]) if "text_pair" in chunk else None,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        lengths[start : start + len(chunk["text"])] = [len(ids) for ids in encoded["input_ids"]]
+    return lengths
+
+
+def pad(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """The examples' inputs, padded on the right to the longest: each (rows, tokens) int64."""
+    import numpy as np
+    import torch
+
+    fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    width = max(len(example["input_ids"]) for example in examples)
+    padded = {}
+    for name in tokenizer.model_input_names:
+        if name in examples[0]:
+            values = np.full((len(examples), width), fill.get(name, 0), dtype=np.int64)
+            for i, example in enumerate(examples):
+                values[i, : len(example[name])] = example[name]
+            padded[name] = torch.from_numpy(values)
+    return padded
+
+
+def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
+    """Tokens of each row of each split; says how long they are, and how many are cut."""
+    lengths = {name: task.lengths(rows) for name, rows in splits.items()}
+    facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length)
+    run.record["lengths"] = facts
+    half, most, nearly_all, longest = facts["percentiles"].values()
+    run.say(
+        f"tokens a row: half have at most {half}, 90% {most}, 99% {nearly_all}, the longest {longest}; "
+        f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%}) are cut to {facts['max_length']}"
+    )
+    return lengths
+
+
+def describe_lengths(lengths: np.ndarray, max_length: int) -> dict[str, Any]:
+    """Length percentiles in tokens, and how many rows are longer than the model reads."""
+    import numpy as np
+
+    cut = int((lengths > max_length).sum())
+    percentiles = {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in (50, 90, 99, 100)}
+    share = cut / len(lengths)
+    return {"max_length": max_length, "truncated_rows": cut, "truncated_share": share, "percentiles": percentiles}

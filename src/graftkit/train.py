@@ -1,0 +1,234 @@
+"""How does it learn?"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from graftkit import checkpoint
+from graftkit.adapt import Adapted, set_training_mode
+from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive
+from graftkit.errors import UserError
+from graftkit.evaluate import predict_rows
+from graftkit.failures import check_finite, explain_memory, ids_of
+from graftkit.feed import Feed, Update
+from graftkit.optim import make_optimizer, set_lr
+from graftkit.progress import Progress
+from graftkit.run import Run
+from graftkit.stop import Stop, Stopped
+from graftkit.task import Lengths, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from graftkit.data import Splits
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How does it learn?"""
+
+    epochs: AtLeastOne = 5
+    """passes over the training rows"""
+    batch_size: AtLeastOne = 32
+    """rows per process and forward pass"""
+    accumulate: AtLeastOne = 1
+    """forward passes per update; rows per update = batch_size x accumulate x processes"""
+    lr: Positive = 1e-4
+    """highest learning rate of the backbone"""
+    head_lr: Positive | None = None
+    """highest learning rate of the head; by default ten times lr"""
+    weight_decay: NotNegative = 0.01
+    """AdamW's decay of matrices; biases and norms have none"""
+    warmup: Fraction = 0.1
+    """share of the updates in which the rate rises; then it falls linearly to 0"""
+    clip: Positive = 1.0
+    """longest gradient, as a norm over all parameters"""
+    patience: AtLeastOne | None = None
+    """stop after so many epochs without a better score on dev"""
+    max_steps: AtLeastOne | None = None
+    """stop after so many updates"""
+    save_every: AtLeastOne | None = None
+    """save a checkpoint after so many updates, besides the one after each epoch"""
+    checkpointing: bool = False
+    """compute activations again in the backward pass: less memory, more time"""
+
+
+def train(
+    run: Run,
+    task: Task,
+    adapted: Adapted,
+    splits: Splits,
+    lengths: Lengths,
+    config: TrainConfig,
+) -> nn.Module:
+    """Train on the train split, and return the model with the weights that scored best on dev.
+
+    Continues from the newest checkpoint in the run's folder, if there is one, exactly as if it had never stopped.
+    """
+    accelerator = run.accelerator
+    feed = Feed(task, splits.train, lengths["train"], config.batch_size, config.accumulate, run.seed, accelerator)
+    updates = min(config.epochs * feed.updates_per_epoch, config.max_steps or 10**12)
+    model, optimizer = prepare(accelerator, adapted, config)
+    state = _resume(run, model, optimizer)
+    _say_plan(run, feed, updates, state)
+
+    with Stop() as stop, Progress(updates, state.update, feed.rows_per_update, show=run.main) as progress:
+        while state.update < updates and not _stale(state, config.patience):
+            epoch, skip = divmod(state.update, feed.updates_per_epoch)
+            set_training_mode(accelerator.unwrap_model(model))
+            progress.start_clock()
+            for update in feed.epoch(epoch, skip):
+                seed_dropout(run.seed, state.update, accelerator.process_index)
+                factor = set_lr(optimizer, state.stepped, updates, config.warmup)
+                with explain_memory(update.rows, feed.lengths, config.batch_size):
+                    loss = accumulate_gradients(accelerator, task, model, update).item()
+                check_finite(loss, state.update + 1, ids_of(splits.train, update.rows))
+                norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+
+                state.update += 1
+                state.stepped += not accelerator.optimizer_step_was_skipped
+                run.log({"update": state.update, "loss": loss, "norm": float(norm), "lr": config.lr * factor})
+                progress.step(len(update.rows), loss)
+                if state.update in (updates, (epoch + 1) * feed.updates_per_epoch):
+                    break  # what follows evaluates before it saves
+                if stop.agreed(accelerator) or state.update % (config.save_every or updates) == 0:
+                    _save(run, model, optimizer, state)
+                    _leave_if_asked(run, stop, state)
+
+            records = predict_rows(accelerator, task, model, splits.dev, lengths["dev"])
+            _keep_best(run, task.score(records), state, epoch, progress)
+            _save(run, model, optimizer, state)
+            if stop.agreed(accelerator):
+                _leave_if_asked(run, stop, state)
+
+    _record(run, feed, state, updates, progress)
+    trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    checkpoint.load_weights(checkpoint.best(run.folder / CHECKPOINTS, state), trained)
+    return trained.eval()
+
+
+def accumulate_gradients(accelerator: Accelerator, task: Task, model: nn.Module, update: Update) -> Tensor:
+    """Add an update's gradient to the parameters, and return its loss: sums over all micro-batches and processes,
+    divided once by the number of their targets. The same, to rounding, however the rows are split.
+    """
+    import torch
+
+    counts = [task.count(batch) * real for batch, real in zip(update.micro_batches, update.real, strict=True)]
+    targets = accelerator.reduce(torch.stack(counts).sum().to(accelerator.device), "sum")
+    total = torch.zeros((), device=accelerator.device)
+    for i, (batch, real) in enumerate(zip(update.micro_batches, update.real, strict=True)):
+        last = i + 1 == len(update.micro_batches)
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            loss = task.loss(model, batch) * real
+            accelerator.backward(loss * (accelerator.num_processes / targets))  # DDP averages over processes
+        total += loss.detach()
+    return accelerator.reduce(total, "sum") / targets
+
+
+def prepare(accelerator: Accelerator, adapted: Adapted, config: TrainConfig) -> tuple[nn.Module, Optimizer]:
+    """The model and its optimizer as Accelerate runs them."""
+    if config.checkpointing:
+        adapted.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    head_lr = config.lr * 10 if config.head_lr is None else config.head_lr
+    optimizer = make_optimizer(adapted.model, adapted.head, config.lr, head_lr, config.weight_decay)
+    return accelerator.prepare(adapted.model, optimizer)
+
+
+def seed_dropout(seed: int, update: int, process: int) -> None:
+    """Make the random draws of an update a function of (seed, update, process), so that there is no state to save."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(int(np.random.SeedSequence([seed, update, process]).generate_state(1, np.uint64)[0]))
+
+
+def _stale(state: checkpoint.State, patience: int | None) -> bool:
+    return patience is not None and state.without_gain >= patience
+
+
+def _resume(run: Run, model: nn.Module, optimizer: Optimizer) -> checkpoint.State:
+    """The state of the newest checkpoint, with weights and optimizer put back; a new one where there is none."""
+    accelerator = run.accelerator
+    path = checkpoint.newest(run.folder / CHECKPOINTS)
+    if path is None:
+        run.cut_log(0)
+        return checkpoint.State(processes=accelerator.num_processes)
+    state = checkpoint.read_state(path)
+    if state.processes != accelerator.num_processes:
+        raise UserError(
+            f"--run.resume: the run was started with {state.processes} processes, this one has "
+            f"{accelerator.num_processes}; an update would have other rows"
+        )
+    checkpoint.load_weights(path, accelerator.unwrap_model(model))
+    checkpoint.load_optimizer(path, optimizer.optimizer)
+    if accelerator.scaler is not None and state.scaler is not None:
+        accelerator.scaler.load_state_dict(state.scaler)
+    run.cut_log(state.log_size)
+    run.say(f"resumed after update {state.update}")
+    return state
+
+
+def _save(run: Run, model: nn.Module, optimizer: Optimizer, state: checkpoint.State) -> None:
+    accelerator = run.accelerator
+    state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
+    state.log_size = run.log_size()
+    plain = accelerator.unwrap_model(model)
+    run.once(lambda: checkpoint.save(run.folder / CHECKPOINTS, plain, optimizer.optimizer, state))
+
+
+def _leave_if_asked(run: Run, stop: Stop, state: checkpoint.State) -> None:
+    """Raise Stopped, with the command that goes on, where the run was asked to stop."""
+    if stop.signal is None:
+        return
+    run.save_record()
+    name = signal.Signals(stop.signal).name
+    raise Stopped(
+        f"stopped by {name} after update {state.update}, which is saved; to go on, give the same command with "
+        f"--run.out {run.folder} --run.resume",
+        128 + stop.signal,
+    )
+
+
+def _keep_best(run: Run, scores: dict[str, float], state: checkpoint.State, epoch: int, progress: Progress) -> None:
+    """Log the scores on dev, and remember the update if its headline is the best so far."""
+    score = scores[run.headline]
+    better = state.best_score is None or score > state.best_score
+    if better:
+        state.best_update, state.best_score, state.without_gain = state.update, score, 0
+    else:
+        state.without_gain += 1
+    run.log({"update": state.update, "dev": scores})
+    star = " (best so far)" if better else ""
+    progress.write(
+        f"epoch {epoch + 1}, update {state.update}: train loss {progress.mean_loss():.3f}, "
+        f"dev {run.headline} {score:.4f}{star}, {progress.rows_per_second:.0f} rows/s"
+    )
+
+
+def _say_plan(run: Run, feed: Feed, updates: int, state: checkpoint.State) -> None:
+    processes = run.accelerator.num_processes
+    run.say(
+        f"{updates - state.update} updates to go, of {feed.rows_per_update} rows each ({feed.batch_size} rows x "
+        f"{feed.accumulate} forward passes x {processes} processes), {feed.updates_per_epoch} an epoch"
+    )
+
+
+def _record(run: Run, feed: Feed, state: checkpoint.State, updates: int, progress: Progress) -> None:
+    finished = state.update == updates
+    run.record["training"] = {
+        "updates": state.update,
+        "epochs": round(state.update / feed.updates_per_epoch, 2),
+        "rows_per_update": feed.rows_per_update,
+        "best": {"update": state.best_update, "score": state.best_score},
+        "stopped": "finished" if finished else "early",
+        "rows_per_second": round(progress.rows_per_second, 1),
+    }
