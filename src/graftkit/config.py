@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 
 import yaml
 
-from graftkit.errors import UserError
+from graftkit.errors import Stopped, UserError
 
 ConfigClass = TypeVar("ConfigClass")
 
@@ -111,6 +111,8 @@ def start(
         main(parse(config_class, argv, description=description))
     except UserError as error:
         _exit(f"error: {error}", 2)
+    except Stopped as stopped:
+        _exit(str(stopped), stopped.code)
     except KeyboardInterrupt:
         _exit("interrupted", 130)
     return 0
@@ -249,16 +251,16 @@ def _show(value: Any) -> str:
 
 
 def _did_you_mean(word: str, names: list[str], form: str) -> str:
-    """The names most like `word`, judged by what follows the dot, then by what precedes it; `lr` for learning_rate."""
-    section, _, field = word.replace("-", "_").rpartition(".")
+    """The up to three names whose last part is most like that of `word`; `lr` for learning_rate."""
+    field = word.rpartition(".")[2]
     initials = "".join(part[:1] for part in field.split("_"))
 
-    def likeness(name: str) -> tuple[float, bool]:
-        other_section, _, other = name.rpartition(".")
-        return 1.0 if other == initials else SequenceMatcher(None, field, other).ratio(), section == other_section
+    def likeness(name: str) -> float:
+        known = name.rpartition(".")[2]
+        return 1.0 if known == initials else SequenceMatcher(None, field, known).ratio()
 
     ranked = sorted(names, key=likeness, reverse=True)[:3]
-    nearest = [form.format(name) for name in ranked if likeness(name)[0] >= max(0.5, likeness(ranked[0])[0] - 0.1)]
+    nearest = [form.format(name) for name in ranked if likeness(name) >= max(0.5, likeness(ranked[0]) - 0.1)]
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 

@@ -1,4 +1,4 @@
-"""What did the user get wrong?"""
+"""What ends a run early?"""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     Recipes and the `graft` command print it without a traceback and exit with code 2.
     """
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and saved itself: the line to print, and the exit code (128 plus the signal)."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+UNUSED = ".original_module."  # what PEFT keeps of a module that it replaced by a trained copy
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
 
 
@@ -68,7 +69,9 @@ def check_saved(trained: nn.Module, saved: nn.Module) -> None:
     """
     import torch
 
-    ours, theirs = trained.state_dict(), saved.state_dict()
+    ours, theirs = (
+        {name: value for name, value in model.state_dict().items() if UNUSED not in name} for model in (trained, saved)
+    )
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs or not torch.equal(ours[name].cpu(), theirs[name].cpu()):
             raise RuntimeError(f"the saved model is not the trained one: {name} differs")

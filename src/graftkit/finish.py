@@ -47,6 +47,7 @@ def finish(
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
         print(f"\n{metrics_text(metrics)}\n\nmodel   {folder}\nreport  {run.folder / 'report.md'}", flush=True)
+    run.end()
     return metrics
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "timm", "tokenizers", "numpy", "scikit-learn")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 NOT_KEPT = ("run.out", "run.resume", "run.overwrite")  # where and how often a run ran, not what it is
 
 
@@ -90,7 +91,9 @@ class Run:
             print(f"warning: {text}" if warning else text, flush=True)
 
     def log(self, event: dict[str, Any]) -> None:
-        """Append an event to log.jsonl, which holds no clock times, and its time to timing.jsonl."""
+        """Append an event to log.jsonl, which holds no clock times, its time to timing.jsonl, and tell the trackers."""
+        if self.settings.trackers:
+            self.accelerator.log(_scalars(event), step=event["update"])
         if not self.main:
             return
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
@@ -119,6 +122,10 @@ class Run:
         finally:
             seconds = self.record["seconds"]
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def end(self) -> None:
+        """Close trackers and the group of processes."""
+        self.accelerator.end_training()
 
     def save_record(self) -> None:
         """Write run.json as it stands."""
@@ -177,8 +184,11 @@ def open_run(recipe: str, config: Any) -> Run:
     since the run that is resumed, or where the hardware lacks the precision.
     """
     from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # a second run in this process may have another precision
     _quiet()
+    _keep_freed_memory()
     settings: RunConfig = config.run
     state = PartialState()
     precision = choose_precision(settings.precision, state.device.type)
@@ -288,6 +298,12 @@ def _warn_of_missing_processes(run: Run) -> None:
         )
 
 
+def _scalars(event: dict[str, Any]) -> dict[str, float]:
+    """An event as trackers take it: flat, and numbers only."""
+    flat = {f"dev/{name}": value for name, value in event.get("dev", {}).items()}
+    return flat | {name: value for name, value in event.items() if name not in ("dev", "update")}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside, then rename, so that a reader never sees half of it."""
     aside = path.with_suffix(".writing")
@@ -313,6 +329,19 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones, instead of giving it back page by page.
+
+    On a CPU every tensor above 128 KiB is otherwise mapped and unmapped anew, in each layer of each update.
+    """
+    import ctypes
+
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # bytes; the most that glibc allows
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _threads() -> int:

@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Stopped(Exception):
-    """A run that was asked to stop, and saved itself. `code` is the exit code, 128 plus the signal's number."""
-
-    def __init__(self, message: str, code: int):
-        super().__init__(message)
-        self.code = code
-
-
 class Stop:
     """While it is open, the first SIGINT or SIGTERM is remembered, so that an update can end; a second one ends it."""
 

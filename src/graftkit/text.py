@@ -105,7 +105,7 @@ def pad(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> d
 
 def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
     """Tokens of each row of each split; says how long they are, and how many are cut."""
-    lengths = {name: task.lengths(rows) for name, rows in splits.items()}
+    lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev", "test")}
     facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length)
     run.record["lengths"] = facts
     half, most, nearly_all, longest = facts["percentiles"].values()

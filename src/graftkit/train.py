@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from graftkit import checkpoint
 from graftkit.adapt import Adapted, set_training_mode
 from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive
-from graftkit.errors import UserError
+from graftkit.errors import Stopped, UserError
 from graftkit.evaluate import predict_rows
 from graftkit.failures import check_finite, explain_memory, ids_of
 from graftkit.feed import Feed, Update
 from graftkit.optim import make_optimizer, set_lr
 from graftkit.progress import Progress
 from graftkit.run import Run
-from graftkit.stop import Stop, Stopped
+from graftkit.stop import Stop
 from graftkit.task import Lengths, Task
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ than 1.) A label that no row has is left out of balanced accuracy. A share of no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, bca, clopper_pearson
+from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, Statistic, bca, clopper_pearson
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -55,7 +55,7 @@ def weighted_f1(counts: Counts) -> np.ndarray:
 
 
 def matthews(counts: Counts) -> np.ndarray:
-    """The correlation of truth and prediction for any number of labels (Gorodkin 2004), -1 to 1; 0 if one never varies."""
+    """How truth and prediction correlate, -1 to 1, for any number of labels (Gorodkin 2004); 0 if one never varies."""
     rows = counts.truth.sum(axis=-1).astype(np.float64)
     together = counts.right.sum(axis=-1) * rows - (counts.truth * counts.predicted).sum(axis=-1)
     truth_alone = rows**2 - (counts.truth**2).sum(axis=-1)
@@ -114,6 +114,11 @@ def scores(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) 
     }
 
 
+def score_records(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, float]:
+    """Every score of a split, from its records: at least one."""
+    return scores(*arrays(records, labels))
+
+
 def per_class(confusion: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
     """One line per label: precision, recall and F1, the rows that have it (support) and those that are given it."""
     counts = Counts.of(confusion)
@@ -144,14 +149,14 @@ def intervals(
     places = np.concatenate([truth[right], labels + truth, 2 * labels + predicted])
     sums = csr_array((np.ones(len(kinds)), (kinds, places)), shape=(len(cells), 3 * labels))
 
-    def of_totals(score):
+    def of_totals(score: Callable[[Counts], np.ndarray]) -> Statistic:
         return lambda totals: score(Counts(*np.split(totals, 3, axis=-1)))
 
     statistics = {name: of_totals(score) for name, score in HEADLINES.items()}
     return bca(statistics, sums, confusion[truth, predicted], level=level, resamples=resamples, seed=seed)
 
 
-def _at_the_edge(confusion: np.ndarray, score, level: float) -> Interval:
+def _at_the_edge(confusion: np.ndarray, score: Callable[[Counts], np.ndarray], level: float) -> Interval:
     """The interval where all rows are right, or none, and every resample is like the last.
 
     The share of right rows has an exact interval (Clopper and Pearson). Its far end, say 0.964 of 100 rows, is put into

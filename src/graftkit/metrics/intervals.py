@@ -22,7 +22,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 LEVEL = 0.95
 RESAMPLES = 2000
-CHUNK = 4_000_000  # numbers held at once: 32 MB
+CHUNK = 1_000_000  # numbers held at once: 8 MB
 COMMON = 8  # from here on, drawing the count of a kind is quicker than drawing its rows one by one
 
 
@@ -106,15 +106,15 @@ def _resample(sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> It
     rare = np.flatnonzero(sizes < COMMON)
     kind_of_row = np.repeat(np.arange(len(rare)), sizes[rare])
     shares = np.append(sizes[common], len(kind_of_row)) / rows
-    step = max(1, CHUNK // len(sizes))
+    step = max(1, CHUNK // (len(sizes) + len(kind_of_row)))
     for start in range(0, resamples, step):
         counts = rng.multinomial(rows, shares, size=min(step, resamples - start))  # (resamples, common kinds + 1)
         weights = np.empty((len(counts), len(sizes)))
         weights[:, common] = counts[:, :-1]
-        for weight, draws in zip(weights, counts[:, -1], strict=True):
-            if len(rare):
-                drawn = kind_of_row[rng.integers(0, len(kind_of_row), draws)]
-                weight[rare] = np.bincount(drawn, minlength=len(rare))
+        if len(kind_of_row):
+            drawn = kind_of_row[rng.integers(0, len(kind_of_row), counts[:, -1].sum())]
+            places = np.repeat(np.arange(len(counts)) * len(rare), counts[:, -1]) + drawn
+            weights[:, rare] = np.bincount(places, minlength=len(counts) * len(rare)).reshape(len(counts), len(rare))
         yield weights
 
 

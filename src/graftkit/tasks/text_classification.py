@@ -61,7 +61,7 @@ class TextClassification:
         """The likeliest label of each row, with its logits and probabilities, (labels,) float32, and its loss."""
         from torch.nn.functional import cross_entropy, softmax
 
-        logits = model(**batch.inputs).logits.float()  # (rows, labels)
+        logits = model(**batch.inputs).logits.detach().float()  # (rows, labels)
         truth = batch.targets["labels"]
         losses = cross_entropy(logits, truth, reduction="none").tolist()
         probabilities = softmax(logits, dim=-1).cpu().numpy()
@@ -81,4 +81,4 @@ class TextClassification:
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of `metrics.classification`."""
-        return classification.score_records(records, self.labels)
+        return classification.scores(*classification.arrays(records, self.labels))

@@ -1,0 +1,310 @@
+"""What can be done outside a recipe? The `graft` command."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+from graftkit import __version__
+from graftkit.batches import fixed_batches
+from graftkit.errors import UserError
+from graftkit.export import ADAPTER, load_saved
+from graftkit.text import encode, first_line, pad, position_limit
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1024  # rows in memory, sorted by length together
+BLOCK = 2**18  # bytes read at once; a pipe gives what it has
+LOADABLE = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # of a model on the Hub: no pickles
+PREDICT = """\
+Say which label each row of a file has, and how likely each label is.
+
+    graft predict runs/reviews new.csv --output answers.csv
+    tail -f messages.log | graft predict runs/reviews -
+
+One answer per row, in order: a line of JSON, or of csv where --output ends so. At most 1,024 rows are read at a time,
+and no more than a pipe has ready: a slow writer is answered line by line. A bad row ends it, after earlier answers."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command: 0 when done; a user's mistake is one line and exit code 2, an interrupt one line and 130."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.action(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has seen enough; Python writes what it still holds when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="graft", description="Use what the recipes of graftkit trained.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"graft {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    summary, raw = "label the texts of a file or a pipe", argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser("predict", help=summary, description=PREDICT, formatter_class=raw, allow_abbrev=False)
+    command.set_defaults(action=predict)
+    add = command.add_argument
+    add("model", metavar="RUN_OR_MODEL", help="folder of a run or of a model, or a Hub id")
+    add("file", metavar="FILE", help="csv, tsv, jsonl or txt (one text a line); - is standard input")
+    add("--format", choices=list(READERS), help="of FILE, by default as its name ends; of standard input, txt")
+    add("--text", metavar="COLUMN", help="column of the text, by default the run's, else the one named like a text")
+    add("--text_pair", metavar="COLUMN", help="column of the second text, by default the run's")
+    add("--output", metavar="FILE", help="csv or jsonl file to write, by default jsonl to standard output")
+    return parser
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Write one answer per row. The first chunk is read before anything heavy is loaded."""
+    output = arguments.output and Path(arguments.output)
+    if output and output.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--output {output}: the name must end in .csv or .jsonl")
+    if output and arguments.file != "-" and output.resolve() == Path(arguments.file).resolve():
+        raise UserError(f"--output {output} is the file to read; name another")
+    folder = find_model(arguments.model)
+    chunks = read_chunks(arguments.file, arguments.format, _columns_of_run(folder), arguments.text, arguments.text_pair)
+    chunks = chain([next(chunks, [])], chunks)
+    model, tokenizer = load_classifier(folder)
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        with output.open("w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as file:
+            write = _writer(file, labels, as_csv=bool(output) and output.suffix == ".csv")
+            for chunk in chunks:
+                found = probabilities(model, tokenizer, [texts for _, texts in chunk])
+                for (number, _), row in zip(chunk, found, strict=True):
+                    write(number, labels[row.argmax()], [float(f"{value:.7g}") for value in row])  # all that fp32 holds
+                file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{output or 'standard output'} cannot be written: {error.strerror}") from error
+
+
+def _writer(file: TextIO, labels: list[str], *, as_csv: bool) -> Callable[[int, str, list[float]], Any]:
+    """What writes the number of a row, its label, and the probability of each label."""
+    if as_csv:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["row", "label", "probability", *(f"probability:{label}" for label in labels)])
+        return lambda number, label, values: table.writerow([number, label, max(values), *values])
+
+    def write(number: int, label: str, values: list[float]) -> None:
+        answer = {"row": number, "label": label, "probability": max(values)}
+        answer["probabilities"] = dict(zip(labels, values, strict=True))
+        file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+
+    return write
+
+
+# the model
+
+
+def find_model(name: str) -> Path:
+    """The folder of a run's model, of a model, or of one from the Hub. UserError where it is no classifier."""
+    folder = Path(name).expanduser()
+    folder = folder if folder.exists() else _fetch(name)
+    files = [place / file for place in (folder, folder / "model") for file in (ADAPTER, "config.json")]
+    config = next((file for file in files if file.exists()), None)
+    if config is None and (folder / "config.yaml").exists():
+        raise UserError(f"{name}: this run did not finish (no model/); go on with --run.out {name} --run.resume")
+    if config is None:
+        raise UserError(f"{name} holds neither a run nor a model (no model/, config.json or {ADAPTER})")
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    kinds = settings.get("architectures") or [settings.get("task_type")]
+    if not any(str(kind).endswith(("ForSequenceClassification", "SEQ_CLS")) for kind in kinds):
+        raise UserError(f"{name} is no sequence classifier ({kinds[0]}); train one with recipes/text_classify.py")
+    return config.parent
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=LOADABLE))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: no such folder here, and not found on the Hub ({first_line(error)})") from error
+
+
+def _columns_of_run(folder: Path) -> dict[str, str | None]:
+    """The columns that the run of a model read; none known for a model of another origin."""
+    record = folder.parent / "run.json"
+    if folder.name != "model" or not record.exists():
+        return {}
+    return json.loads(record.read_text(encoding="utf-8"))["data"]["columns"]
+
+
+def load_classifier(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """A saved model in fp32 on the best device, and its tokenizer, ready to cut and pad. UserError if one is broken."""
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = load_saved(folder, "AutoModelForSequenceClassification")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
+    if model.config.num_labels < 2 or model.config.problem_type not in (None, "single_label_classification"):
+        raise UserError(f"{folder}: this model does not choose one of several labels, so it is not for graft predict")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model.config))
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu"), tokenizer
+
+
+def probabilities(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """How likely each label is for each text, or pair of texts: (rows, labels) float32."""
+    import numpy as np
+    import torch
+
+    examples = [encode(tokenizer, *text) for text in texts]
+    lengths = np.array([len(example["input_ids"]) for example in examples], dtype=int)
+    found = np.empty((len(texts), model.config.num_labels), dtype=np.float32)
+    with torch.inference_mode():
+        for batch in fixed_batches(lengths, len(texts)):
+            inputs = pad(tokenizer, [examples[i] for i in batch])
+            logits = model(**{name: values.to(model.device) for name, values in inputs.items()}).logits
+            found[batch] = logits.float().softmax(dim=-1).cpu().numpy()
+    return found
+
+
+# the rows
+
+
+def read_chunks(
+    file: str, format: str | None, of_run: dict[str, str | None], text: str | None, text_pair: str | None
+) -> Iterator[list[tuple[int, list[str]]]]:
+    """The number, from 1, and the text or pair of texts of each row, at most CHUNK rows at a time, in order."""
+    where = "standard input" if file == "-" else file
+    reader = READERS.get(format or ("txt" if file == "-" else Path(file).suffix.lower().removeprefix(".")))
+    if reader is None:
+        raise UserError(f"{file}: its name does not end in .{', .'.join(READERS)}. Set --format")
+    waiting: deque[bytes] = deque()
+    columns: list[str] = []
+    chunk: list[tuple[int, list[str]]] = []
+    for number, row in reader(_read_lines(file, waiting), where):
+        columns = columns or _choose_columns(list(row), where, of_run, text, text_pair)
+        chunk.append((number, [_text(row.get(name), f"{where}: column {name!r}, row {number}") for name in columns]))
+        if len(chunk) == CHUNK or not waiting:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _read_lines(file: str, waiting: deque[bytes]) -> Iterator[str]:
+    """The lines of a file; `waiting` are those at hand: when there are none, the next one may be long in coming."""
+    try:
+        descriptor = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY)
+        rest, encoding = b"", "utf-8-sig"
+        while block := os.read(descriptor, BLOCK):
+            waiting.extend((rest + block).splitlines(keepends=True))
+            rest = b"" if waiting[-1].endswith(b"\n") else waiting.pop()
+            while waiting:
+                yield waiting.popleft().decode(encoding, "surrogateescape")
+                encoding = "utf-8"
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    if rest:
+        yield rest.decode(encoding, "surrogateescape")
+
+
+def _read_txt(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    return ((number, {"text": line.rstrip("\r\n")}) for number, line in enumerate(lines, 1))
+
+
+def _read_jsonl(lines: Iterator[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(filter(str.strip, lines), 1):
+        try:
+            row = json.loads(line, parse_constant=lambda name: None)  # NaN is missing
+        except ValueError as error:
+            raise UserError(f"{where}: row {number} is not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: row {number} is no JSON object, such as {{'text': 'a text'}}")
+        yield number, row
+
+
+def _read_csv(lines: Iterator[str], where: str, expected: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
+    first = next(filter(str.strip, lines), "")
+    marks = [mark for mark in ",\t;" if mark in first]  # spreadsheets write .csv with semicolons
+    delimiter = marks[0] if len(marks) == 1 else expected
+    csv.field_size_limit(2**31 - 1)  # for the whole process: its 128 KiB are too few for a long document
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    header, number = [], 0
+    try:
+        header = [name.strip() for name in next(reader)]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise UserError(f"{where}: column {twice[0]!r} stands twice. Give one of them another name")
+        for number, fields in enumerate(filter(None, reader), 1):
+            if len(fields) != len(header):
+                raise UserError(f"{where}: row {number} has {len(fields)} fields, and the header {len(header)}")
+            yield number, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        place = f"row {number + 1}" if header else "the header"
+        raise UserError(f"{where}: an open or stray quote in {place}; within quotes, write it twice") from error
+
+
+READERS = {
+    "csv": _read_csv,
+    "tsv": lambda lines, where: _read_csv(lines, where, "\t"),
+    "jsonl": _read_jsonl,
+    "txt": _read_txt,
+}
+
+
+def _choose_columns(
+    found: list[str], where: str, of_run: dict[str, str | None], text: str | None, text_pair: str | None
+) -> list[str]:
+    """The names of the column of texts, and of the second texts if the user named one or the run read pairs."""
+    from graftkit.data.columns import TEXT_NAMES
+
+    listed = ", ".join(map(repr, found))
+    likely = [of_run["text"]] if of_run.get("text") in found else [name for name in found if name.lower() in TEXT_NAMES]
+    if text is None and len(likely) != 1:
+        raise UserError(f"{where}: which column is the text cannot be told; found {listed}. Set --text")
+    columns = {"text": text or likely[0], "text_pair": text_pair or of_run.get("text_pair")}
+    for role, name in columns.items():
+        if name is not None and name not in found:
+            raise UserError(f"{where}: no column {name!r}; found {listed}. Set --{role}")
+    return [name for name in columns.values() if name is not None]
+
+
+def _text(value: Any, where: str) -> str:
+    """A field as the text that training would have read. UserError where there is none."""
+    text = json.dumps(value) if isinstance(value, int | float) else value
+    if text is None or not str(text).strip():
+        raise UserError(f"{where}: empty or missing; every row needs a text")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: holds a {type(text).__name__}, and a text is one string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: not UTF-8, or half of a character. Save the file as UTF-8") from error
+    return text

@@ -1,0 +1,184 @@
+"""Where do the rows lie?
+
+Finds the files or the Hub's data set behind `--data.path`, `.train`, `.dev` and `.test`, for any task.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from graftkit.data.files import READERS, Table, read_file
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+DEMO = "demo"  # the path of the data set that ships in this package
+DEMO_FOLDER = Path(__file__).parent / "support"
+
+SPLIT_NAMES = {"train": ["train"], "dev": ["dev", "validation", "valid", "val"], "test": ["test"]}
+
+SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00001.parquet, as the Hub names its files
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place with rows, not opened yet."""
+
+    where: str  # how messages name it
+    open: Callable[[], Table]
+
+
+def load_tables(path: str, subset: str | None, named: Mapping[str, str | None]) -> tuple[dict[str, Table], list[str]]:
+    """The rows of train, and of dev and test where they are there; and notes for the log.
+
+    `named` says for each split which file or which of the path's own splits it is, or None to find it by its name.
+    """
+    sources, notes = find_sources(path, subset, named)
+    tables = {split: source.open() for split, source in sources.items()}
+    return tables, notes + [note for table in tables.values() for note in table.notes]
+
+
+def find_sources(path: str, subset: str | None, named: Mapping[str, str | None]) -> tuple[dict[str, Source], list[str]]:
+    """The source of each split that there is, train always; and notes for the log."""
+    if subset is not None and (path == DEMO or Path(path).expanduser().exists()):
+        raise UserError(f"--data.subset {subset} is for data sets on the Hub, and {path} is none")
+    offered = _offer(path, subset, named) if reads_path(path, named["train"]) else {}
+    chosen = {split: _choose(split, name, path, offered) for split, name in named.items()}
+    sources = {split: source for split, source in chosen.items() if source is not None}
+    if "train" not in sources:
+        raise UserError(f"no train split in {path}; found {_listed(offered)}. Set --data.train")
+    used = {source.where for source in sources.values()}
+    unused = [name for name, source in offered.items() if source.where not in used]
+    if offered and len(unused) == len(offered):
+        raise _nothing_read(path)
+    notes = ["; ".join(f"{split}: {source.where}" for split, source in sources.items())]
+    return sources, notes + [f"not used of {path}: {_listed(unused)}"] * bool(unused)
+
+
+def reads_path(path: str, train: str | None) -> bool:
+    """Whether the path counts: it is the demo by default, and who brings a file to train on does not mean that."""
+    return path != DEMO or not _names_file(train)
+
+
+def _choose(split: str, name: str | None, path: str, offered: Mapping[str, Source]) -> Source | None:
+    """What the user named, or else what goes by the split's name; a single source by any other name is train."""
+    if _names_file(name):
+        return _named_file(split, name, path)
+    if name is not None:
+        if name not in offered:
+            raise UserError(f"no split {name!r} in {path}; found {_listed(offered)}. Set --data.{split}")
+        return offered[name]
+    found = [source for source in offered if _bare(source) in SPLIT_NAMES[split]]
+    if len(found) > 1:
+        raise UserError(f"{_listed(found)} of {path} could each be the {split} split. Set --data.{split} to one")
+    if split == "train" and not found and len(offered) == 1:
+        found = [source for source in offered if _bare(source) not in SPLIT_NAMES["dev"] + SPLIT_NAMES["test"]]
+    return offered[found[0]] if found else None
+
+
+def _bare(name: str) -> str:
+    """`train` for train, Train.csv and train-00000-of-00001.parquet."""
+    return SHARD.sub("", Path(name).stem).lower()
+
+
+def _names_file(name: str | None) -> bool:
+    """Whether a setting names a file, not a split: a split's name has neither suffix nor folder."""
+    return name is not None and (Path(name).suffix != "" or len(Path(name).parts) > 1)
+
+
+def _named_file(split: str, name: str, path: str) -> Source:
+    """The file in the folder that the path is, or else the file as seen from here."""
+    in_folder = path != DEMO and Path(path).expanduser().is_dir()
+    places = [Path(path, name).expanduser()] * in_folder + [Path(name).expanduser()]
+    for place in places:
+        if place.is_file():
+            return _from_file(place, str(place))
+    looked = f" (neither in {path} nor here)" if in_folder else ""
+    raise UserError(f"no such file: {name}{looked}. Set --data.{split} to a file or to the name of a split")
+
+
+def _from_file(place: Path, where: str) -> Source:
+    return Source(where, partial(read_file, place, where))
+
+
+def _nothing_read(path: str) -> UserError:
+    return UserError(f"nothing is read of --data.path {path}: --data.train and the others name files. Leave it out")
+
+
+# what the path holds
+
+
+def _offer(path: str, subset: str | None, named: Mapping[str, str | None]) -> dict[str, Source]:
+    """The path's own splits by name, in order."""
+    place = DEMO_FOLDER if path == DEMO else Path(path).expanduser()
+    if place.is_dir():
+        return _offer_folder(place, path)
+    if place.is_file():
+        return {"train": _from_file(place, path)}
+    if not HUB_ID.fullmatch(path) or Path(path).suffix.lower() in READERS:
+        raise UserError(f"no such file or folder: {path}. Set --data.path")
+    if all(_names_file(name) for name in named.values()):
+        raise _nothing_read(path)
+    return _offer_hub(path, subset)
+
+
+def _offer_folder(place: Path, path: str) -> dict[str, Source]:
+    """Each file by its bare name, or by its whole name where others share the bare one."""
+    files = [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix.lower() in READERS and f.name[0] != "."]
+    if not files:
+        raise UserError(f"no data in the folder {path}: no file there ends in {', '.join(READERS)}")
+    stems = [SHARD.sub("", file.stem) for file in files]
+    return {
+        stem if stems.count(stem) == 1 else file.name: _from_file(file, str(Path(path, file.name)))
+        for stem, file in zip(stems, files, strict=True)
+    }
+
+
+def _offer_hub(path: str, subset: str | None) -> dict[str, Source]:
+    whole = path if subset is None else f"{path}/{subset}"
+    splits = _load_from_hub(path, subset)
+    wheres = {split: f"{whole} ({split})" for split in splits}
+    return {split: Source(wheres[split], partial(_hub_table, wheres[split], rows)) for split, rows in splits.items()}
+
+
+def _load_from_hub(path: str, subset: str | None) -> DatasetDict:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return load_dataset(path, subset)
+    except DatasetNotFoundError as error:
+        reason = _one_line(error)
+        raise UserError(f"no file or folder {path} here, and no such data set on the Hub: {reason}") from error
+    except ConnectionError as error:
+        reason = _one_line(error)
+        raise UserError(
+            f"no file or folder {path} here, and the Hub cannot be asked for a data set of that name: {reason}"
+        ) from error
+    except (DatasetsError, HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
+        cure = ". Set --data.subset" if "config" in str(error).lower() else ""
+        raise UserError(f"cannot load {path} from the Hub: {_one_line(error)}{cure}") from error
+
+
+def _hub_table(where: str, rows: Dataset) -> Table:
+    if not len(rows):
+        raise UserError(f"{where} is empty: it has no rows")
+    return Table(where, rows, np.arange(1, len(rows) + 1))
+
+
+def _listed(names: Mapping[str, Source] | list[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "nothing"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,171 @@
+"""Which rows?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from graftkit.config import AtLeastOne
+from graftkit.data.checks import BadRows, check_classes, check_filled, check_known, check_parsed, check_spelling
+from graftkit.data.columns import LabelledRows, choose_columns, class_names, label_rows, sort_labels
+from graftkit.data.cuts import cut_rows, cut_tenths
+from graftkit.data.repeats import count_overlaps, count_repeats, number_contents
+from graftkit.data.sources import load_tables, reads_path
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which rows to learn from, and which of their columns."""
+
+    path: str = "demo"
+    """Data set: a Hub id, a file (it becomes train) or a folder with train, dev and test; 'demo' comes with graftkit"""
+    subset: str | None = None
+    """Subset (configuration) of a data set on the Hub"""
+    train: str | None = None
+    """Training rows: a file, or a split of the path (by default the one named train)"""
+    dev: str | None = None
+    """Rows that choose the best checkpoint: a file or a split (by default dev or validation, else cut from train)"""
+    test: str | None = None
+    """Rows for the final scores: a file or a split (by default the one named test, else cut from train)"""
+    text: str | None = None
+    """Column of the text (by default the only one named like a text)"""
+    text_pair: str | None = None
+    """Column of a second text that belongs to the first"""
+    label: str | None = None
+    """Column of the label (by default the only one named like a label)"""
+    bad_rows: Literal["error", "drop"] = "error"
+    """What becomes of bad rows: an error that names them, or they are dropped and counted"""
+    max_rows: AtLeastOne | None = None
+    """At most so many rows of train, every class in its share"""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a run: columns `id`, `text`, `text_pair` where there is one, and `label`, all strings."""
+
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    labels: list[str]  # of train and dev; a ClassLabel's names keep their order, also those without a row
+    facts: dict[str, Any]  # plain JSON for the run's record
+    notes: list[str]  # sentences for the log
+    warnings: list[str]
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """Train, dev and test, checked; what is not there is cut from train, the same way for the same seed.
+
+    UserError for what cannot be found, read or learnt from.
+    """
+    named = {"train": config.train, "dev": config.dev, "test": config.test}
+    tables, notes = load_tables(config.path, config.subset, named)
+    bad = BadRows(drop=config.bad_rows == "drop")
+    for split, table in tables.items():
+        check_parsed(split, table, bad)
+    columns, column_notes = choose_columns(tables["train"], config.text, config.text_pair, config.label)
+    labelled = {split: label_rows(split, table, columns) for split, table in tables.items()}
+    checked = _check(labelled, bad)
+    splits, cut_notes = _cut(number_contents(checked), config.max_rows, seed)
+    datasets = {split: _to_dataset(rows) for split, rows in splits.items()}
+    in_train, in_dev = splits["train"].label_counts(), splits["dev"].label_counts()
+    labels = sort_labels({*in_train, *in_dev}, class_names(tables["train"], columns.label))
+    repeats, overlaps = count_repeats(splits["train"]), count_overlaps(splits)
+    facts = {
+        "path": config.path if reads_path(config.path, config.train) else None,
+        "subset": config.subset,
+        "sources": {split: rows.where for split, rows in splits.items()},
+        "columns": asdict(columns),
+        "splits": {split: _describe(rows, labels) for split, rows in splits.items()},
+        "cut_from_train": {split: {"share": 0.1, "seed": seed} for split in splits if split not in tables},
+        "max_rows": config.max_rows,
+        "bad_rows": config.bad_rows,
+        "dropped": bad.dropped,
+        "repeats_in_train": repeats,
+        "overlaps": overlaps,
+    }
+    only_dev = [label for label in labels if label in in_dev and label not in in_train]
+    return Splits(
+        **datasets,
+        labels=labels,
+        facts=facts,
+        notes=[*notes, *column_notes, *bad.notes(), *cut_notes],
+        warnings=_warnings(splits, repeats, overlaps, only_dev),
+    )
+
+
+def _check(splits: dict[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:
+    """First each row by itself, then what shows only when rows are seen together."""
+    splits = {split: check_filled(split, rows, bad) for split, rows in splits.items()}
+    check_spelling(splits)
+    splits["train"] = check_classes(splits["train"], bad)
+    if "test" in splits:
+        splits["test"] = check_known(splits["test"], splits["train"], bad)
+    return splits
+
+
+def _cut(splits: dict[str, LabelledRows], max_rows: int | None, seed: int) -> tuple[dict[str, LabelledRows], list[str]]:
+    """Train, dev and test, each missing one a tenth of train; `max_rows` comes last and changes no other."""
+    train, notes = splits["train"], []
+    missing = [split for split in ("dev", "test") if split not in splits]
+    if missing:
+        tenths = cut_tenths(train.classes(), np.unique(train.column("content"), return_inverse=True)[1], seed)
+        if tenths is None:
+            raise UserError(
+                f"{train.where}: {len(train)} rows are too few to cut {' and '.join(missing)} from. "
+                f"Add rows, or set --data.{' and --data.'.join(missing)}"
+            )
+        splits = {**splits, **{split: train.keep(tenths[split]) for split in missing}}
+        train = train.keep(~np.any([tenths[split] for split in missing], axis=0))
+        notes += [
+            f"no {split} split: a stratified tenth of train, seed {seed} ({len(splits[split]):,} rows)"
+            for split in missing
+        ]
+    if max_rows is not None and max_rows < len(train):
+        classes = train.classes()
+        if max_rows <= classes.max():
+            raise UserError(f"--data.max_rows {max_rows} is less than one row for each of {classes.max() + 1} labels")
+        notes.append(f"train: a stratified {max_rows:,} of {len(train):,} rows, seed {seed}")
+        train = train.keep(cut_rows(classes, max_rows, seed))
+    return {"train": train, "dev": splits["dev"], "test": splits["test"]}, notes
+
+
+def _to_dataset(rows: LabelledRows) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset(rows.rows.drop_columns(["number", "content"]))
+
+
+def _describe(rows: LabelledRows, labels: list[str]) -> dict[str, Any]:
+    """The fingerprint of a split, and its rows for each label."""
+    counts = rows.label_counts()
+    return {
+        "rows": len(rows),
+        "sha256": rows.fingerprint(),
+        "classes": {label: counts.get(label, 0) for label in labels},
+    }
+
+
+def _warnings(
+    splits: dict[str, LabelledRows], repeats: dict[str, int], overlaps: dict[str, int], only_dev: list[str]
+) -> list[str]:
+    warnings = []
+    if repeated := repeats["repeated_rows"]:
+        warnings.append(f"{repeated:,} of {len(splits['train']):,} rows of train repeat the text of an earlier one")
+    if conflicting := repeats["texts_with_several_labels"]:
+        warnings.append(f"{conflicting:,} texts of train stand under more than one label")
+    for pair, count in overlaps.items():
+        one, _, other = pair.partition(" in ")
+        if count:
+            flatter = f", which flatters the scores on {one}" if other == "train" else ""
+            warnings.append(f"{count:,} of {len(splits[one]):,} rows of {one} also stand in {other}{flatter}")
+    if only_dev:
+        warnings.append(
+            f"labels of dev that train never had, and that nothing can teach: {', '.join(map(repr, only_dev))}"
+        )
+    return warnings

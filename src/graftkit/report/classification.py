@@ -1,0 +1,276 @@
+"""What does the report of a classifier say?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from graftkit.errors import UserError
+from graftkit.metrics import classification
+from graftkit.metrics.intervals import LEVEL, RESAMPLES, clopper_pearson
+from graftkit.report.markdown import (
+    decimals,
+    escape,
+    number,
+    percent,
+    plural,
+    rounded,
+    shorten,
+    table,
+    title,
+    with_interval,
+)
+from graftkit.report.sections import look
+
+MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
+HEADER_LETTERS = 90  # class names longer than this in all head the matrix as numbers
+PAIRS = 20
+WORST = 20
+FEW = 20  # test rows of a class, below which its own scores are rough
+MEANINGS = {
+    "accuracy": "share of rows that get the right class",
+    "balanced_accuracy": "recall, averaged over classes: each class counts the same, however rare",
+    "macro_f1": "F1, averaged over classes: each class counts the same, however rare",
+    "weighted_f1": "F1, averaged over classes by their rows: frequent classes count more",
+    "matthews": "agreement beyond chance: 1 is perfect, 0 is guessing",
+    "log_loss": "price of being wrong and sure of it: 0 is perfect, lower is better",
+    "calibration_error": "how far its stated probabilities are off on average: 0 is perfect, lower is better",
+}
+
+
+def measure(records: Sequence[Mapping[str, Any]], labels: Sequence[str], headline: str | None) -> dict[str, Any]:
+    """All that metrics.json says of a split; macro F1 leads it by default. UserError for an unknown headline."""
+    headline = headline or "macro_f1"
+    if headline not in classification.HEADLINES:
+        raise UserError(
+            f"no headline {headline!r} for a classifier; choose one of {', '.join(classification.HEADLINES)}"
+        )
+    truth, predicted, probabilities = classification.arrays(records, labels)
+    confusion = classification.confusion(truth, predicted, len(labels))
+    intervals = {name: asdict(interval) for name, interval in classification.intervals(confusion).items()}
+    return {
+        "rows": len(records),
+        "headline": {"name": headline, **intervals[headline]},
+        "scores": classification.scores(truth, predicted, probabilities),
+        "intervals": intervals,
+        "per_class": classification.per_class(confusion, labels),
+        "confusion": {"labels": list(labels), "counts": confusion.tolist()},
+    }
+
+
+def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Two or three sentences: how good, on how many rows, and what to watch out for."""
+    test = metrics["test"]
+    counts = _counts(test)
+    rows, right, headline = test["rows"], int(np.trace(counts)), test["headline"]
+    frequent = test["per_class"][int(counts.sum(axis=1).argmax())]
+    sentences = [
+        f"On {plural(rows, 'test row')} that it was not trained on, this model sorts texts into "
+        f"{plural(len(counts), 'class', 'classes')} with {_article(headline['name'])} of "
+        f"**{with_interval(headline)}**, where 1 is perfect.",
+        f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); always answering "
+        f"“{escape(frequent['label'])}” would be right for {frequent['support']:,} "
+        f"({percent(frequent['support'], rows)}).",
+    ]
+    cautions = _cautions(test, run)
+    if cautions:
+        sentences.append(f"**Watch out:** {'; '.join(cautions)}.")
+    return " ".join(sentences)
+
+
+def chapters(
+    metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, str]]
+) -> dict[str, str]:
+    """The report's chapters on a classifier, by heading: scores, classes, confusions, and the worst errors on test."""
+    return {
+        "Scores": _scores(metrics),
+        "Classes": _classes(metrics["test"]),
+        "Confusions": _confusions(metrics["test"]),
+        "Worst errors": _worst_errors(records, rows),
+    }
+
+
+def _how_many(part: int, whole: int) -> str:
+    return "none" if part == 0 else f"{part:,}" if part < whole else "all"
+
+
+def _article(name: str) -> str:
+    return f"{'an' if title(name)[0] in 'aeiou' else 'a'} {title(name)}"
+
+
+def _counts(split: Mapping[str, Any]) -> np.ndarray:
+    return np.array(split["confusion"]["counts"])  # (labels, labels), rows are the truth
+
+
+def _pairs(counts: np.ndarray) -> list[tuple[int, int, int]]:
+    """Truth, prediction and rows of each confusion, the most frequent first."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    truth, predicted = np.nonzero(wrong)
+    found = zip(truth.tolist(), predicted.tolist(), wrong[truth, predicted].tolist(), strict=True)
+    return sorted(found, key=lambda pair: -pair[2])
+
+
+def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """What a reader should know before trusting the score, as phrases."""
+    cautions = []
+    classes = [line for line in test["per_class"] if line["support"]]
+    weakest = min(classes, key=lambda line: line["f1"])
+    if weakest["f1"] < 1:
+        cautions.append(_weakness(test, weakest))
+    few = [line for line in classes if line["support"] < FEW]
+    if few:
+        fewest = min(line["support"] for line in few)
+        which = "every class has" if len(few) == len(classes) > 1 else plural(len(few), "class has", "classes have")
+        cautions.append(f"{which} fewer than {FEW} test rows (down to {fewest}), so single class scores are rough")
+    unseen = len(test["per_class"]) - len(classes)
+    if unseen:
+        cautions.append(f"{plural(unseen, 'class has', 'classes have')} no test row and could not be measured")
+    cut = look(run, "lengths", "truncated_share") or 0.0
+    if cut >= 0.05:
+        cautions.append(f"{percent(cut)} of the texts were too long and were cut")
+    if test["scores"]["calibration_error"] >= 0.1:
+        off = number(test["scores"]["calibration_error"], 2)
+        cautions.append(f"its stated probabilities are off by {off} on average")
+    warnings = len(run.get("warnings") or [])
+    if warnings:
+        cautions.append(f"the run gave {plural(warnings, 'warning')} (below)")
+    return cautions
+
+
+def _weakness(test: Mapping[str, Any], weakest: Mapping[str, Any]) -> str:
+    names = test["confusion"]["labels"]
+    place = names.index(weakest["label"])
+    phrase = f"the weakest class is “{escape(weakest['label'])}” (F1 {number(weakest['f1'], 2)})"
+    for truth, predicted, rows in _pairs(_counts(test)):
+        if rows > 1 and truth == place:
+            return f"{phrase}, most often taken for “{escape(names[predicted])}” ({rows} of {weakest['support']} rows)"
+        if rows > 1 and predicted == place:
+            return f"{phrase}, which {rows:,} rows of “{escape(names[truth])}” are taken for"
+    return phrase
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    test, dev = metrics["test"], metrics["dev"]
+    first = test["headline"]["name"]
+    lines = []
+    for name in sorted(test["scores"], key=lambda name: name != first):
+        words = f"**{title(name)}**" if name == first else title(name)
+        lines.append((words, *_cells(test, name), _cells(dev, name)[0], MEANINGS[name]))
+    header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
+    return "\n\n".join([table(header, lines, numbers=[1, 3]), _how_sure(test, "test"), _NOT_DEV])
+
+
+_NOT_DEV = (
+    "The dev rows chose which weights to keep, so the dev scores are a little too good. The test rows chose nothing."
+)
+
+
+def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """A score and its interval, with as many digits as the interval, or the number of rows, supports."""
+    if name not in split["intervals"] or split["intervals"][name]["method"] == "constant":
+        return number(split["scores"][name], decimals(split["rows"] ** -0.5)), "–"
+    value, low, high = rounded(split["intervals"][name])
+    return value, f"{low} to {high}"
+
+
+def _how_sure(split: Mapping[str, Any], name: str) -> str:
+    """What the intervals mean, and where they come from."""
+    meaning = f"The interval says how far a score would move on other {name} rows of the same kind. It says nothing of"
+    meaning += " texts of another kind, or of training again with another seed."
+    rows, right = split["rows"], int(np.trace(_counts(split)))
+    if right not in (0, rows):
+        return f"{meaning} (Bootstrap by row: {RESAMPLES:,} resamples of {plural(rows, 'row')}, BCa.)"
+    low, high = clopper_pearson(right, rows)
+    if right:
+        errors = percent(1 - low)
+        fact = f"No {name} row is wrong. Even so, {plural(rows, 'row')} cannot rule out an error rate of {errors}"
+        end = "low ends are what the scores would then be, if errors hit all classes alike"
+    else:
+        fact = f"No {name} row is right. Even so, {plural(rows, 'row')} cannot rule out that {percent(high)} could be"
+        end = "high ends are what the scores would then be, if all classes gained alike"
+    return f"{meaning} {fact} (Clopper-Pearson). The {end}."
+
+
+def _classes(test: Mapping[str, Any]) -> str:
+    """Precision, recall and F1 of each class, the weakest first."""
+    lines = [
+        (
+            escape(line["label"]),
+            number(line["precision"], 2) if line["predicted"] else "–",
+            number(line["recall"], 2) if line["support"] else "–",
+            number(line["f1"], 2) if line["support"] + line["predicted"] else "–",
+            f"{line['support']:,}",
+            f"{line['predicted']:,}",
+        )
+        for line in sorted(test["per_class"], key=lambda line: (line["support"] == 0, line["f1"]))
+    ]
+    header = ("Class", "Precision", "Recall", "F1", "Test rows", "Predicted")
+    intro = (
+        "Weakest first. Precision: of the rows that were given this class, the share that has it. Recall: of the rows "
+        "that have it, the share that was given it. F1: one number for both. “–”: no row to tell from."
+    )
+    return f"{intro}\n\n{table(header, lines, numbers=range(1, 6))}"
+
+
+def _confusions(test: Mapping[str, Any]) -> str:
+    counts, names = _counts(test), [escape(name) for name in test["confusion"]["labels"]]
+    parts = [_matrix(counts, names)] if len(names) <= MATRIX_CLASSES else []
+    pairs = _pairs(counts)
+    if not pairs:
+        return "\n\n".join([*parts, "No test row was given a wrong class."])
+    lines = [
+        (names[truth], names[predicted], f"{rows:,}", percent(rows, counts[truth].sum()))
+        for truth, predicted, rows in pairs[:PAIRS]
+    ]
+    left = f", the {PAIRS} most frequent of {len(pairs):,}" if len(pairs) > PAIRS else ""
+    header = ("True class", "Taken for", "Rows", "Share of the class")
+    return "\n\n".join([*parts, f"Which class is taken for which{left}:", table(header, lines, numbers=[2, 3])])
+
+
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
+    """The confusion matrix; long names head its columns as numbers."""
+    heads = list(names)
+    if sum(map(len, names)) > HEADER_LETTERS:
+        heads = [str(place) for place in range(1, len(names) + 1)]
+        names = [f"{place} {name}" for place, name in zip(heads, names, strict=True)]
+    lines = []
+    for place, (name, row) in enumerate(zip(names, counts.tolist(), strict=True)):
+        cells = [f"{count:,}" if count else "·" for count in row]
+        cells[place] = f"**{cells[place]}**"
+        lines.append((name, *cells))
+    intro = "Each line is a true class, each column the class that its test rows were given; right answers are bold."
+    return f"{intro}\n\n{table(('', *heads), lines, numbers=range(1, len(heads) + 1))}"
+
+
+def _worst_errors(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, str]]) -> str:
+    wrong = sorted((r for r in records if r["label"] != r["prediction"]), key=lambda record: -record["loss"])
+    if not wrong:
+        return "None: all test rows were given the right class."
+    row_of = {row["id"]: row for row in rows}
+    lines = [
+        (
+            _content(row_of.get(record["id"], {})),
+            escape(record["label"]),
+            escape(record["prediction"]),
+            percent(float(record["probabilities"].max())),
+            escape(record["id"]),
+        )
+        for record in wrong[:WORST]
+    ]
+    shown = f", of which these {WORST} have the highest loss" if len(wrong) > WORST else ""
+    intro = (
+        f"{plural(len(wrong), 'test row was', 'test rows were')} given a wrong class{shown}, the worst first. "
+        "Where the model is sure of its answer, look whether the true class in the data is right."
+    )
+    return f"{intro}\n\n{table(('Text', 'True class', 'Predicted', 'How sure', 'Row'), lines, numbers=[3])}"
+
+
+def _content(row: Mapping[str, str]) -> str:
+    """The texts of a row, shortened; what is known of it where they were not kept."""
+    texts = [escape(shorten(row[name])) for name in ("text", "text_pair") if row.get(name) is not None]
+    if texts:
+        return " **+** ".join(texts)
+    return f"*not kept* (SHA-256 {row['sha256'][:12]}…)" if "sha256" in row else "*not kept*"

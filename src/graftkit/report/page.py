@@ -1,0 +1,100 @@
+"""What do we tell people of a run?
+
+`write_report` reads what the run left in its folder and nothing else, so a report can be made again at any time, and
+`metrics.json` follows from the tables of predictions and the headline alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import UserError
+from graftkit.report import classification, sections
+from graftkit.report.markdown import decimals, number, title, with_interval
+from graftkit.report.tables import read_predictions, read_rows, written_aside
+
+TASKS = {"text-classification": classification}
+"""For each task, the module that says what its report says: `measure`, `summary` and `chapters`."""
+
+SPLITS = ("dev", "test")
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Write metrics.json and report.md of the run in `folder`; returns the metrics.
+
+    Raises UserError where run.json or a table is missing or broken, or where the task or the headline is unknown.
+    """
+    folder = Path(folder)
+    run = _read_run(folder)
+    task = TASKS.get(run.get("task"))
+    if task is None:
+        raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
+    metrics, records = {}, {}
+    for split in SPLITS:
+        labels, records[split] = read_predictions(folder, split)
+        metrics[split] = task.measure(records[split], labels, run.get("headline"))
+    chapters = {
+        "Data": sections.data(run),
+        "Warnings and notes": sections.remarks(run),
+        "Model and training": sections.model(run),
+        **task.chapters(metrics, records["test"], read_rows(folder, "test")),
+        "Time and memory": sections.costs(run),
+        "Load the model": sections.loading(run),
+        "How this was made": sections.origin(run, _read_config(folder)),
+    }
+    page = [f"# {sections.heading(run)}", task.summary(metrics, run)]
+    page += [f"## {heading}\n\n{body}" for heading, body in chapters.items()]
+    _write(folder / "metrics.json", _json(metrics))
+    _write(folder / "report.md", "\n\n".join(page))
+    return metrics
+
+
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """The few lines that a terminal shows at the end of a run."""
+    lines = []
+    for split in reversed(SPLITS):
+        headline = metrics[split]["headline"]
+        lines.append(
+            f"{split:<5} {title(headline['name'])} {with_interval(headline)} on {metrics[split]['rows']:,} rows"
+        )
+    places = decimals(metrics["test"]["rows"] ** -0.5)
+    others = {name: value for name, value in metrics["test"]["scores"].items() if name != headline["name"]}
+    lines.insert(1, "      " + ", ".join(f"{title(name)} {number(value, places)}" for name, value in others.items()))
+    return "\n".join(lines)
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"no run.json in {folder}; give the folder of a run that went to its end") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); make the run again") from error
+    if not isinstance(run, dict):
+        raise UserError(f"{path} holds no record of a run; make the run again")
+    return run
+
+
+def _read_config(folder: Path) -> str | None:
+    path = folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _write(path: Path, text: str) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _json(value: Any, margin: str = "") -> str:
+    """JSON with a line for each name and each item of a list of lists or of objects, so that two files compare well."""
+    inner = margin + "  "
+    if isinstance(value, dict) and any(isinstance(item, (dict, list)) for item in value.values()):
+        items = [f"{inner}{json.dumps(name, ensure_ascii=False)}: {_json(item, inner)}" for name, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{margin}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return "[\n" + ",\n".join(inner + _json(item, inner) for item in value) + f"\n{margin}]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,202 @@
+"""What does every report say, whatever the task? Where the rows, the model and the numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from graftkit.report.markdown import amount, bullets, duration, escape, fenced, number, percent, plural, table, title
+
+NOT_RECORDED = "not recorded"
+STOPPED = {
+    "finished": "it went through all epochs",
+    "early": "it stopped early, as the dev score no longer rose",
+    "max_steps": "it stopped at the largest number of updates that was allowed",
+}
+
+
+def look(record: Any, *names: str) -> Any:
+    """The part of a nested record under these names, None where there is none."""
+    for name in names:
+        record = record.get(name) if isinstance(record, Mapping) else None
+    return record
+
+
+def heading(run: Mapping[str, Any]) -> str:
+    """The report's title: the task and the model."""
+    backbone = str(look(run, "backbone", "name") or "").rstrip("/").rpartition("/")[2]
+    return escape(run["task"].replace("-", " ").capitalize()) + (f" with {escape(backbone)}" if backbone else "")
+
+
+def data(run: Mapping[str, Any]) -> str:
+    """Where the rows come from, how many each split has, of which classes."""
+    splits = look(run, "data", "splits") or {}
+    columns = look(run, "data", "columns") or {}
+    dropped = look(run, "data", "dropped")
+    facts = {
+        "Source": _flat(look(run, "data", "path") or look(run, "data", "sources")),
+        "Columns": ", ".join(
+            f"{escape(str(name))} from “{escape(str(column))}”" for name, column in columns.items() if column
+        ),
+        "Left out": "" if dropped is None else _flat(dropped) or "no rows",
+    }
+    return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
+
+
+def remarks(run: Mapping[str, Any]) -> str:
+    """What the run warned of, and what it noted."""
+    warnings = [f"**Warning:** {escape(str(warning))}" for warning in run.get("warnings") or []]
+    notes = [escape(str(note)) for note in run.get("notes") or []]
+    none = f"Warnings: {NOT_RECORDED}" if run.get("warnings") is None else "No warnings."
+    return bullets((warnings or [none]) + notes)
+
+
+def model(run: Mapping[str, Any]) -> str:
+    """The checkpoint, what of it trained, and how."""
+    name, architecture = look(run, "backbone", "name"), look(run, "backbone", "architecture")
+    revision = look(run, "backbone", "revision")
+    started = ", ".join(escape(str(part)) for part in (name, revision and f"revision {revision}", architecture) if part)
+    facts = {
+        "Pretrained model": started,
+        "What trained": _trained(run),
+        "Text lengths": _lengths(run),
+        "Training": _training(run),
+        "Weights kept": _best(run),
+    }
+    return _facts(facts)
+
+
+def costs(run: Mapping[str, Any]) -> str:
+    """Seconds per phase, memory, and the machine."""
+    seconds = {name: spent for name, spent in (run.get("seconds") or {}).items() if spent is not None}
+    phases = [(escape(name), duration(spent)) for name, spent in seconds.items() if name != "total"]
+    if "total" in seconds:
+        phases.append(("**total**", f"**{duration(seconds['total'])}**"))
+    memory = run.get("peak_memory_gib") or {}
+    held = [f"{gib:.1f} GiB by the {name}" for name, gib in memory.items() if gib is not None]
+    hardware = look(run, "hardware") or {}
+    machine = [
+        _text(hardware.get("cpu")) if hardware.get("cpu") else "",
+        plural(hardware["cores"], "core") if hardware.get("cores") else "",
+        f"{hardware['memory_gib']:.0f} GiB of memory" if hardware.get("memory_gib") else "",
+        ", ".join(escape(str(gpu)) for gpu in hardware.get("gpus") or []) or ("no GPU" if hardware else ""),
+    ]
+    facts = {"Most memory held": ", ".join(held), "Machine": ", ".join(part for part in machine if part)}
+    times = table(("Phase", "Time"), phases, numbers=[1]) if phases else "Time per phase: not recorded."
+    return "\n\n".join([times, _facts(facts)])
+
+
+def loading(run: Mapping[str, Any]) -> str:
+    """The lines of Python that load the model."""
+    return fenced(run["snippet"], "python") if run.get("snippet") else "The lines that load it: not recorded."
+
+
+def origin(run: Mapping[str, Any], config: str | None) -> str:
+    """The command, versions, fingerprints and settings that make the run again."""
+    versions = {"graftkit": run.get("graftkit"), **(run.get("versions") or {})}
+    processes, threads = run.get("processes"), run.get("threads")
+    facts = {
+        "Versions": ", ".join(
+            f"{escape(str(name))} {escape(str(number))}" for name, number in versions.items() if number
+        ),
+        "Git commit": _text(run.get("git_commit")),
+        "Seed": _text(run.get("seed")),
+        "Ran as": f"{plural(processes, 'process', 'processes')} with {plural(threads, 'thread')}"
+        if processes and threads
+        else "",
+        "Device and precision": ", ".join(escape(str(run[name])) for name in ("device", "precision") if run.get(name)),
+    }
+    splits = look(run, "data", "splits") or {}
+    prints = [
+        (escape(name), _count(look(split, "rows")), _text(look(split, "sha256"))) for name, split in splits.items()
+    ]
+    return "\n\n".join(
+        [
+            fenced(run["command"], "bash") if run.get("command") else "Command: not recorded.",
+            _facts(facts),
+            "Fingerprints of the data: the same rows have the same SHA-256.",
+            table(("Split", "Rows", "SHA-256"), prints, numbers=[1]) if prints else "Not recorded.",
+            "Settings (config.yaml):",
+            fenced(config, "yaml") if config else "Not recorded.",
+        ]
+    )
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return bullets(f"{name}: {value or NOT_RECORDED}" for name, value in facts.items())
+
+
+def _text(value: Any) -> str:
+    return NOT_RECORDED if value is None else escape(str(value))
+
+
+def _count(value: Any) -> str:
+    return NOT_RECORDED if value is None else f"{value:,}"
+
+
+def _flat(value: Any) -> str:
+    """A small nested record as a phrase; zeros and empty parts are left out."""
+    if isinstance(value, Mapping):
+        parts = [(escape(str(name)), part) for name, part in value.items()]
+        return "; ".join(
+            f"{part:,} x {name}" if isinstance(part, int) else f"{name}: {_flat(part)}" for name, part in parts if part
+        )
+    return escape(str(value)) if value else ""
+
+
+def _class_counts(splits: Mapping[str, Any]) -> str:
+    """Rows per class and split, with a last line for all."""
+    counts = {name: look(split, "classes") or {} for name, split in splits.items()}
+    labels = list(dict.fromkeys(label for classes in counts.values() for label in classes))
+    lines = [[escape(label), *(f"{classes.get(label, 0):,}" for classes in counts.values())] for label in labels]
+    lines.append(["**all**", *(f"**{_count(look(split, 'rows'))}**" for split in splits.values())])
+    header = ["Class", *(f"Rows in {escape(name)}" for name in splits)]
+    return table(header, lines, numbers=range(1, len(header)))
+
+
+def _trained(run: Mapping[str, Any]) -> str:
+    trained, total = look(run, "adapt", "trained_parameters"), look(run, "adapt", "total_parameters")
+    if trained is None or not total:
+        return ""
+    what = look(run, "adapt", "description") or look(run, "adapt", "strategy") or ""
+    share = f"{amount(trained)} of {amount(total)} parameters ({percent(trained, total)})"
+    return f"{escape(what)}: {share}" if what else share
+
+
+def _lengths(run: Mapping[str, Any]) -> str:
+    lengths = run.get("lengths") or {}
+    steps = sorted((float(step), tokens) for step, tokens in (lengths.get("percentiles") or {}).items())
+    parts = [f"{step:g}% at most {_count(tokens)}" for step, tokens in steps if step < 100]
+    parts += [f"the longest {_count(tokens)}" for step, tokens in steps if step == 100]
+    sentences = ["in tokens (words or parts of words), of the rows " + ", ".join(parts)] if parts else []
+    cut, share = lengths.get("truncated_rows"), lengths.get("truncated_share") or 0.0
+    if lengths.get("max_length"):
+        sentences.append(f"the model reads at most {_count(lengths['max_length'])}")
+    if cut is not None:
+        sentences.append(
+            f"{plural(cut, 'longer row was', 'longer rows were')} cut ({percent(share)})" if cut else "no row was cut"
+        )
+    return "; ".join(sentences)
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    training = run.get("training") or {}
+    parts = []
+    if training.get("epochs") is not None:
+        parts.append(f"{training['epochs']:g} {'epoch' if training['epochs'] == 1 else 'epochs'}")
+    if training.get("updates") is not None:
+        each = training.get("rows_per_update")
+        parts.append(plural(training["updates"], "update") + (f" of {_count(each)} rows" if each else ""))
+    if training.get("rows_per_second"):
+        parts.append(f"{training['rows_per_second']:,.0f} rows per second")
+    why = training.get("stopped")
+    ended = [STOPPED.get(why, escape(str(why)))] if why else []
+    return "; ".join([", ".join(parts)] * bool(parts) + ended)
+
+
+def _best(run: Mapping[str, Any]) -> str:
+    update, score = look(run, "training", "best", "update"), look(run, "training", "best", "score")
+    if update is None:
+        return ""
+    reached = "" if score is None else f" ({title(str(run.get('headline') or 'score'))} {number(score, 2)})"
+    return f"those after update {_count(update)}, the best on dev{reached}"

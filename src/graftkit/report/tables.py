@@ -1,0 +1,146 @@
+"""How are records kept?
+
+In two tables per split that anyone can open: `predictions-test.parquet` holds what the model said of each row,
+`rows-test.parquet` the row itself. The same records make the same bytes: there is no time or path in them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOGIT, PROBABILITY = "logit:", "probability:"
+TEXTS = ("text", "text_pair")
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to; renamed to `path` once the block is done, so that a reader never sees half a file."""
+    aside = path.with_name(f"{path.name}.writing")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_predictions(folder: Path, split: str, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Path:
+    """Write predictions-<split>.parquet: id, label, prediction, one logit and one probability per label, loss."""
+    import pyarrow as pa
+
+    def matrix(name: str) -> np.ndarray:
+        values = np.array([record[name] for record in records], dtype=np.float32)
+        return np.ascontiguousarray(values.reshape(len(records), len(labels)).T)  # (labels, rows)
+
+    columns = {name: pa.array([record[name] for record in records], pa.string()) for name in _NAMES}
+    for prefix, values in ((LOGIT, matrix("logits")), (PROBABILITY, matrix("probabilities"))):
+        columns |= {prefix + label: pa.array(column) for label, column in zip(labels, values, strict=True)}
+    columns["loss"] = pa.array([record["loss"] for record in records], pa.float64())
+    return _write(folder / f"predictions-{split}.parquet", columns)
+
+
+def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """The labels and the records of predictions-<split>.parquet.
+
+    Raises UserError where the file is missing or no such table, has no rows, or holds a label or number that cannot be.
+    """
+    path = folder / f"predictions-{split}.parquet"
+    table = _read(path, (*_NAMES, "loss"))
+    labels = [name.removeprefix(PROBABILITY) for name in table.column_names if name.startswith(PROBABILITY)]
+    missing = [LOGIT + label for label in labels if LOGIT + label not in table.column_names]
+    if not labels or missing:
+        raise UserError(f"{path}: no column {(missing or [PROBABILITY + '<label>'])[0]!r}; make the table again")
+    if not table.num_rows:
+        raise UserError(f"{path} has no rows, so there is nothing to score")
+
+    def matrix(prefix: str) -> np.ndarray:
+        return np.stack([table[prefix + label].to_numpy() for label in labels], axis=1)  # (rows, labels)
+
+    ids, truth, predicted = (table[name].to_pylist() for name in _NAMES)
+    logits, probabilities = matrix(LOGIT), matrix(PROBABILITY)
+    losses = table["loss"].to_pylist()
+    for name, numbers in (("probability", probabilities), ("logit", logits), ("loss", np.array(losses)[:, None])):
+        bad = np.flatnonzero(~np.isfinite(numbers.astype(np.float64)).all(axis=1))
+        _refuse(
+            path, f"a {name} that is no finite number", [ids[i] for i in bad], "the weights or these rows are broken"
+        )
+    known = set(labels)
+    strange = [row for row, *pair in zip(ids, truth, predicted, strict=True) if not known.issuperset(pair)]
+    _refuse(path, "a label without a column of its own", strange, "make the table again")
+    rows = zip(ids, truth, predicted, logits, probabilities, losses, strict=True)
+    return labels, [dict(zip((*_NAMES, "logits", "probabilities", "loss"), row, strict=True)) for row in rows]
+
+
+def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]], *, keep_rows: bool = True) -> Path:
+    """Write rows-<split>.parquet: id, content hash, text and text_pair (where the rows have one).
+
+    The hash is the SHA-256 of the text in UTF-8; text and text_pair are joined by a zero byte. Where `keep_rows` is
+    False, the texts are left out, and the hash alone says which they were.
+    """
+    import pyarrow as pa
+
+    ids: list[str] = []
+    hashes: list[str] = []
+    texts: dict[str, list[str | None]] = {name: [] for name in TEXTS}
+    for row in rows:
+        content = [row[name] for name in TEXTS if row.get(name) is not None]
+        ids.append(row["id"])
+        hashes.append(sha256("\0".join(content).encode()).hexdigest())
+        for name, column in texts.items():
+            column.append(row.get(name))
+    kept = {name: column for name, column in texts.items() if keep_rows and any(text is not None for text in column)}
+    columns = {"id": ids, "sha256": hashes} | kept
+    return _write(
+        folder / f"rows-{split}.parquet", {name: pa.array(column, pa.string()) for name, column in columns.items()}
+    )
+
+
+def read_rows(folder: Path, split: str) -> list[dict[str, str]]:
+    """The rows of rows-<split>.parquet: id, sha256, and the texts if they were kept. UserError where it is missing."""
+    return _read(folder / f"rows-{split}.parquet", ("id", "sha256")).to_pylist()
+
+
+_NAMES = ("id", "label", "prediction")
+
+
+def _write(path: Path, columns: Mapping[str, pa.Array]) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    words = [name for name, column in columns.items() if column.type == pa.string()]
+    with written_aside(path) as aside:
+        parquet.write_table(pa.table(dict(columns)), aside, compression="zstd", use_dictionary=words)
+    return path
+
+
+def _read(path: Path, columns: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if not path.exists():
+        raise UserError(f"no {path.name} in {path.parent}; give the folder of a run that went to its end")
+    try:
+        table = parquet.read_table(path, partitioning=None)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}); make the table again") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]!r}; make the table again")
+    return table
+
+
+def _refuse(path: Path, what: str, ids: Sequence[str], cure: str) -> None:
+    if ids:
+        shown = ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise UserError(f"{path}: {what} in row {shown}; {cure}")

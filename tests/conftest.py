@@ -1,0 +1,192 @@
+"""Tiny offline checkpoints and data: random weights, real code paths."""
+
+from __future__ import annotations
+
+import csv
+import os
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quicker so, and tests share the cores
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama")
+WORDS = {
+    "fruit": ["apple", "pear", "plum", "fig", "grape", "melon"],
+    "tool": ["saw", "drill", "hammer", "file", "plane", "wrench"],
+    "bird": ["robin", "crow", "heron", "finch", "wren", "gull"],
+}
+FILLER = ["the", "a", "old", "new", "red", "small", "on", "my", "desk", "is", "here", "again", "very", "fine"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No bars and load reports of transformers between the dots."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs the real data where they are not."""
+    if assets() is None:
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(pytest.mark.skip(reason="no GRAFTKIT_ASSETS and no ../shared"))
+
+
+def assets() -> Path | None:
+    """The folder with `data/` and `checkpoints/`, if this machine has it."""
+    folder = Path(os.environ.get("GRAFTKIT_ASSETS", ROOT.parent / "shared"))
+    return folder if (folder / "data").is_dir() else None
+
+
+def texts(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences of 3 to 14 words that name a fruit, a tool or a bird, and which of these: learnable, not trivial."""
+    import random
+
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        label = list(WORDS)[i % 3]
+        words = rng.choices(FILLER, k=rng.randint(2, 13))
+        words.insert(rng.randint(0, len(words)), rng.choice(WORDS[label]))
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, ...]], header: Sequence[str] = ("text", "label")) -> Path:
+    """A csv file with a header."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv (47 rows), dev.csv (13) and test.csv (19): none divides by much."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count, seed in (("train", 47, 1), ("dev", 13, 2), ("test", 19, 3)):
+        write_csv(folder / f"{split}.csv", texts(count, seed))
+    return folder
+
+
+def save_tokenizer(folder: Path, kind: str) -> None:
+    """A tokenizer of whole words and letters; GPT-style ones have no padding token."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<eos>"]
+    words = sorted({word for group in WORDS.values() for word in group} | set(FILLER))
+    letters = list(string.ascii_lowercase + string.digits + string.punctuation)
+    pieces = special + letters + [f"##{c}" for c in letters] + [word for word in words if word not in letters]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names: dict[str, str] = {"unk_token": "[UNK]"}
+    if kind in ("gpt2", "llama"):
+        names["eos_token"] = "<eos>"
+    else:
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if kind == "bert" else ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=40, model_input_names=inputs, **names
+    ).save_pretrained(folder)
+
+
+def make_checkpoint(folder: Path, kind: str, *, dropout: float = 0.0, headless: bool = True) -> Path:
+    """A random checkpoint of 2 or 3 small blocks, with a tokenizer, as its own class saves it."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    save_tokenizer(folder, kind)
+    size = {"vocab_size": 180, "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2}
+    drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    wide = {"intermediate_size": 64, "max_position_embeddings": 48}
+    configs: dict[str, Callable[[], t.PretrainedConfig]] = {
+        "bert": lambda: t.BertConfig(**size, **wide, **drop),
+        "roberta": lambda: t.RobertaConfig(**size, **wide, **drop, pad_token_id=0),
+        "distilbert": lambda: t.DistilBertConfig(
+            vocab_size=180, n_layers=3, dim=32, n_heads=2, hidden_dim=64, max_position_embeddings=48,
+            dropout=dropout, attention_dropout=dropout, seq_classif_dropout=dropout,
+        ),
+        "gpt2": lambda: t.GPT2Config(
+            vocab_size=180, n_layer=3, n_embd=32, n_head=2, n_positions=48, resid_pdrop=dropout, embd_pdrop=dropout,
+            attn_pdrop=dropout, bos_token_id=4, eos_token_id=4,
+        ),
+        "llama": lambda: t.LlamaConfig(
+            **size, **wide, num_key_value_heads=2, attention_dropout=dropout, bos_token_id=None, eos_token_id=4
+        ),
+    }  # fmt: skip
+    auto = t.AutoModel if headless else t.AutoModelForSequenceClassification
+    auto.from_config(configs[kind]()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a tiny checkpoint of a kind, once a session: `checkpoint("bert", dropout=0.1)`."""
+    made: dict[tuple[str, float, bool], Path] = {}
+
+    def make(kind: str, dropout: float = 0.0, headless: bool = True) -> Path:
+        key = (kind, dropout, headless)
+        if key not in made:
+            made[key] = make_checkpoint(tmp_path_factory.mktemp(kind), kind, dropout=dropout, headless=headless)
+        return made[key]
+
+    return make
+
+
+def load_recipe(name: str):
+    """A recipe as a module."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_recipe(name: str, *words: object) -> dict:
+    """Run a recipe in this process, with command-line words; its metrics."""
+    from graftkit.config import parse
+
+    recipe = load_recipe(name)
+    return recipe.main(parse(recipe.Config, [str(word) for word in words]))
+
+
+def launch(name: str, *words: object, processes: int = 1, threads: int = 1, **popen) -> subprocess.Popen:
+    """Start a recipe in processes of its own, on the CPU, with so many threads each."""
+    script = [str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
+    command = [sys.executable, *(torchrun if processes > 1 else []), *script]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **(pipes | popen))
+
+
+def finish(process: subprocess.Popen, code: int = 0, timeout: float = 240) -> str:
+    """What a launched recipe printed, once it ended with this exit code."""
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == code, output
+    return output
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

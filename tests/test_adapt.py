@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import KINDS
+
+from graftkit.adapt import AdaptConfig, adapt, find_blocks, set_training_mode
+from graftkit.backbone import BackboneConfig
+from graftkit.errors import UserError
+from graftkit.heads import head_modules, load_classifier
+from graftkit.text import load_tokenizer
+
+LABELS = ["bird", "fruit", "tool"]
+
+
+def headed(folder, seed=0, labels=LABELS):
+    config = BackboneConfig(name=str(folder))
+    return load_classifier(config, labels, load_tokenizer(config), seed)
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+HEADS = {
+    "bert": {"classifier.weight", "classifier.bias"},
+    "roberta": {f"classifier.{layer}.{key}" for layer in ("dense", "out_proj") for key in ("weight", "bias")},
+    "distilbert": {f"{layer}.{key}" for layer in ("pre_classifier", "classifier") for key in ("weight", "bias")},
+    "gpt2": {"score.weight"},
+    "llama": {"score.weight"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_is_what_the_headless_model_lacks(checkpoint, kind):
+    found = headed(checkpoint(kind))
+    assert found.head == HEADS[kind]
+    assert head_modules(found.model, found.head) == sorted({name.split(".")[0] for name in HEADS[kind]}, reverse=True)
+    adapted = adapt(found, AdaptConfig(strategy="head"))
+    assert trained(adapted.model) == HEADS[kind]
+
+
+def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(checkpoint, tmp_path):
+    import transformers as t
+
+    folder = checkpoint("bert")
+    config = t.AutoConfig.from_pretrained(folder)
+    t.BertForMaskedLM(config).save_pretrained(tmp_path)
+    t.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    found = headed(tmp_path)
+    assert found.head == HEADS["bert"] | {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+    adapted = adapt(found, AdaptConfig(strategy="lora"))
+    assert {name for name in trained(adapted.model) if "pooler" in name} == {
+        f"base_model.model.bert.pooler.modules_to_save.default.dense.{key}" for key in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_trains_the_top_blocks_and_what_follows(checkpoint, kind):
+    found = headed(checkpoint(kind))
+    path, count = find_blocks(found.model)
+    assert count == 3
+    adapted = adapt(found, AdaptConfig(strategy="last", blocks=1))
+    frozen = {name for name, _ in adapted.model.named_parameters()} - trained(adapted.model)
+    assert {name for name in trained(adapted.model) if name.startswith(path)} == {
+        name for name, _ in adapted.model.named_parameters() if name.startswith(f"{path}.2.")
+    }
+    assert all(name.startswith((f"{path}.0.", f"{path}.1.")) or "embed" in name or ".w" in name for name in frozen)
+    after = {"gpt2": "transformer.ln_f.weight", "llama": "model.norm.weight", "bert": "bert.pooler.dense.weight"}
+    assert after.get(kind, next(iter(found.head))) in trained(adapted.model)
+
+
+def test_more_blocks_than_there_are_is_an_error(checkpoint):
+    with pytest.raises(UserError, match=r"--adapt.blocks 4: bert.encoder.layer has 3 blocks"):
+        adapt(headed(checkpoint("bert")), AdaptConfig(strategy="last", blocks=4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_trains_its_matrices_and_the_head(checkpoint, kind):
+    adapted = adapt(headed(checkpoint(kind)), AdaptConfig(strategy="lora", rank=4))
+    names = trained(adapted.model)
+    assert {name for name in names if "lora_" not in name} == adapted.head
+    assert len(adapted.head) == len(HEADS[kind])
+    per_block = {"bert": 6, "roberta": 6, "distilbert": 6, "gpt2": 4, "llama": 7}[kind]
+    assert sum("lora_A" in name for name in names) == 3 * per_block, sorted(names)
+
+
+def test_lora_takes_the_named_layers_and_lists_those_that_exist(checkpoint):
+    adapted = adapt(headed(checkpoint("bert")), AdaptConfig(strategy="lora", targets=["query", "value"]))
+    assert "6 layers (query, value)" in adapted.description
+    with pytest.raises(UserError, match=r"--adapt.targets q_proj: no such layer; this model has dense, key, query, value"):
+        adapt(headed(checkpoint("bert")), AdaptConfig(strategy="lora", targets=["query", "q_proj"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strategy", ["head", "last", "lora"])
+def test_the_frozen_part_does_not_drop(checkpoint, kind, strategy):
+    """The output of the last frozen layer is the same every time; with everything training it is not."""
+    adapted = adapt(headed(checkpoint(kind, dropout=0.3)), AdaptConfig(strategy=strategy, blocks=1))
+    model = adapted.model
+    set_training_mode(model)
+    seen = []
+    boundary = {"head": -1, "last": 1, "lora": 0}[strategy]
+    plain = model.get_base_model() if strategy == "lora" else model
+    path, _ = find_blocks(plain)
+    block = plain.get_submodule(path)[boundary]
+    hook = block.register_forward_pre_hook if strategy == "lora" else block.register_forward_hook
+    hook(lambda module, inputs, *rest: seen.append((inputs[0] if strategy == "lora" else _hidden(rest[0])).detach()))
+    ids = torch.randint(5, 60, (2, 9))
+    for _ in range(2):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert torch.equal(*seen)
+    for parameter in model.parameters():
+        parameter.requires_grad = True
+    set_training_mode(model)
+    seen.clear()
+    for _ in range(2):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert kind == "llama" or not torch.equal(*seen)  # llama drops in attention only, where sdpa may not
+
+
+def _hidden(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def test_the_head_of_another_task_starts_anew_and_that_of_the_same_labels_stays(checkpoint, tmp_path):
+    found = headed(checkpoint("roberta"), labels=["x", "y", "z"])
+    found.model.save_pretrained(tmp_path)
+    load_tokenizer(BackboneConfig(name=str(checkpoint("roberta")))).save_pretrained(tmp_path)
+    kept, anew = headed(tmp_path, labels=["x", "y", "z"]), headed(tmp_path, seed=1)
+    for name in HEADS["roberta"]:
+        source = found.model.get_parameter(name)
+        assert torch.equal(kept.model.get_parameter(name), source)
+        assert name.endswith("bias") or not torch.equal(anew.model.get_parameter(name), source)
+    assert torch.equal(anew.model.roberta.embeddings.word_embeddings.weight, found.model.roberta.embeddings.word_embeddings.weight)

@@ -1,0 +1,139 @@
+"""What every task must hold to: a table with one row per task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, texts, write_csv
+
+from graftkit.adapt import AdaptConfig, adapt, set_training_mode
+from graftkit.backbone import BackboneConfig
+from graftkit.data import DataConfig, load_splits
+from graftkit.heads import load_classifier
+from graftkit.optim import make_optimizer
+from graftkit.task import Task
+from graftkit.tasks.text_classification import TextClassification
+from graftkit.text import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Made:
+    """A task with its model and rows."""
+
+    task: Task
+    headed: Any
+    rows: Any
+    first_loss: float  # per target, of a head that knows nothing
+
+
+def text_classification(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 47 sentences and a tiny checkpoint."""
+    splits = load_splits(DataConfig(path=str(write_csv(folder / "rows.csv", texts(60)))), 0)
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    tokenizer = load_tokenizer(backbone)
+    headed = load_classifier(backbone, splits.labels, tokenizer, 0)
+    return Made(TextClassification(tokenizer, splits.labels), headed, splits.train, math.log(3))
+
+
+TASKS = [pytest.param(text_classification, kind, id=f"text-classification-{kind}") for kind in KINDS]
+
+
+@pytest.fixture
+def made(request, tmp_path, checkpoint) -> Made:
+    make, kind = request.param
+    return make(tmp_path, checkpoint, kind)
+
+
+def pytest_generate_tests(metafunc):
+    if "made" in metafunc.fixturenames:
+        metafunc.parametrize("made", [p.values for p in TASKS], ids=[p.id for p in TASKS], indirect=True)
+
+
+def batch_of(made: Made, indices) -> Any:
+    return made.task.collate([made.task.encode(made.rows[int(i)], None) for i in indices])
+
+
+def predictions(made: Made, batches) -> dict[str, np.ndarray]:
+    made.headed.model.eval()
+    with torch.no_grad():
+        records = [record for batch in batches for record in made.task.predict(made.headed.model, batch_of(made, batch))]
+    return {record["id"]: record["logits"] for record in records}
+
+
+def test_padding_changes_no_prediction(made):
+    alone = predictions(made, [[i] for i in range(12)])
+    together = predictions(made, [range(12)])
+    assert len({len(made.task.encode(made.rows[i], None)["input_ids"]) for i in range(12)}) > 3
+    for id, logits in alone.items():
+        np.testing.assert_allclose(together[id], logits, atol=2e-6)
+
+
+def test_the_first_loss_is_that_of_knowing_nothing(made):
+    batch = batch_of(made, range(24))
+    made.headed.model.eval()
+    loss = made.task.loss(made.headed.model, batch) / made.task.count(batch)
+    assert loss.item() == pytest.approx(made.first_loss, rel=0.15)
+
+
+def test_the_loss_is_a_sum_over_targets(made):
+    made.headed.model.eval()
+    parts = [batch_of(made, part) for part in (range(3), range(3, 8))]
+    whole = batch_of(made, range(8))
+    total = sum(made.task.loss(made.headed.model, part).item() for part in parts)
+    assert made.task.loss(made.headed.model, whole).item() == pytest.approx(total, rel=1e-5)
+    assert made.task.count(whole).item() == sum(made.task.count(part).item() for part in parts)
+
+
+def test_it_overfits_eight_rows(made):
+    adapted = adapt(made.headed, AdaptConfig())
+    optimizer = make_optimizer(adapted.model, adapted.head, 5e-3, 5e-3, 0.0)
+    batch = batch_of(made, range(8))
+    set_training_mode(adapted.model)
+    for _ in range(80):
+        loss = made.task.loss(adapted.model, batch) / made.task.count(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+    records = made.task.predict(adapted.model.eval(), batch)
+    assert made.task.score(records)[made.task.headline] == 1.0
+
+
+def test_records_are_the_rows_in_order_with_truth_and_prediction(made):
+    batch = batch_of(made, [5, 2, 9])
+    records = made.task.predict(made.headed.model.eval(), batch)
+    assert [record["id"] for record in records] == [made.rows[i]["id"] for i in (5, 2, 9)]
+    assert [record["label"] for record in records] == [made.rows[i]["label"] for i in (5, 2, 9)]
+    mean = made.task.loss(made.headed.model, batch).item() / 3
+    assert np.mean([record["loss"] for record in records]) == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["head", "last", "lora"])
+def test_what_is_frozen_stays(made, strategy):
+    before = {name: p.detach().clone() for name, p in made.headed.model.named_parameters()}
+    adapted = adapt(made.headed, AdaptConfig(strategy=strategy, blocks=1))
+    optimizer = make_optimizer(adapted.model, adapted.head, 1e-2, 1e-2, 0.1)
+    set_training_mode(adapted.model)
+    for _ in range(3):
+        made.task.loss(adapted.model, batch_of(made, range(8))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    frozen = {id(p) for p in adapted.model.parameters() if not p.requires_grad}
+    after = adapted.model.get_base_model() if strategy == "lora" else adapted.model
+    kept, moved = 0, 0
+    for name, parameter in after.named_parameters():
+        source = name.replace(".base_layer", "").replace(".original_module", "").replace(".modules_to_save.default", "")
+        if source in before:
+            same = torch.equal(parameter, before[source])
+            assert same if id(parameter) in frozen else True
+            kept, moved = kept + same, moved + (not same)
+    assert kept > 0
+    assert moved > 0
+    assert all(torch.isfinite(p).all() for p in adapted.model.parameters())

@@ -1,0 +1,156 @@
+"""The recipe, end to end, on tiny checkpoints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_recipe
+
+LONG = "the old red file is here again " * 12
+
+
+def tables(run):
+    frame = pq.read_table(run / "predictions-test.parquet").to_pylist()
+    texts = pq.read_table(run / "rows-test.parquet").column("text").to_pylist()
+    return texts, frame
+
+
+def train(tmp_path, checkpoint, data, *words):
+    out = tmp_path / "run"
+    metrics = run_recipe(
+        "text_classify", "--backbone.name", checkpoint, "--data.path", data, "--run.out", out, "--train.epochs", 2,
+        "--train.batch_size", 8, "--train.lr", 2e-3, "--run.precision", "fp32", *words,
+    )  # fmt: skip
+    return out, metrics
+
+
+@pytest.fixture
+def long_data(data, tmp_path):
+    """The data, with a test row that is longer than the model reads."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        text = (data / f"{split}.csv").read_text()
+        (folder / f"{split}.csv").write_text(text + (f"{LONG},tool\n" if split == "test" else ""))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("bert", ()),
+        ("gpt2", ("--adapt.strategy", "last", "--adapt.blocks", "1")),
+        ("llama", ("--adapt.strategy", "head")),
+        ("roberta", ("--adapt.strategy", "lora", "--adapt.merge", "true")),
+    ],
+)
+def test_a_saved_model_is_plain_transformers(tmp_path, checkpoint, long_data, kind, words):
+    out, _ = train(tmp_path, checkpoint(kind), long_data, *words)
+    from transformers import AutoTokenizer, pipeline
+
+    texts, rows = tables(out)
+    classify = pipeline("text-classification", str(out / "model"), dtype="float32")
+    answers = classify(texts, truncation=True, top_k=None, batch_size=4)
+    for row, answer in zip(rows, answers, strict=True):
+        assert answer[0]["label"] == row["prediction"]
+        for entry in answer:
+            assert entry["score"] == pytest.approx(row[f"probability:{entry['label']}"], abs=1e-4)
+    assert len(AutoTokenizer.from_pretrained(out / "model")(texts[-1])["input_ids"]) > 40
+    config = json.loads((out / "model" / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
+    assert config["pad_token_id"] is not None
+    assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_an_adapter_is_plain_peft_by_the_printed_snippet(tmp_path, checkpoint, data, kind):
+    out, _ = train(tmp_path, checkpoint(kind), data, "--adapt.strategy", "lora")
+    assert not (out / "model" / "config.json").exists()
+    snippet = json.loads((out / "run.json").read_text())["snippet"]
+    assert snippet in (out / "report.md").read_text()
+    texts, rows = tables(out)
+    script = tmp_path / "snippet.py"
+    script.write_text(snippet.replace('["a text"]', json.dumps(texts[:5])))
+    no_graftkit = "import sys; sys.modules['graftkit'] = None; import runpy; runpy.run_path(sys.argv[1])"
+    printed = subprocess.run(
+        [sys.executable, "-c", no_graftkit, str(script)], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    answers = [eval(line) for line in printed.splitlines()]
+    assert len(answers) == 5
+    for row, answer in zip(rows, answers, strict=False):
+        assert answer == pytest.approx({label: row[f"probability:{label}"] for label in answer}, abs=1e-4)
+
+
+def test_the_run_folder_holds_what_it_says(tmp_path, checkpoint, data):
+    out, metrics = train(tmp_path, checkpoint("bert"), data)
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml", "run.json", "log.jsonl", "timing.jsonl", "model", "predictions-test.parquet", "metrics.json",
+        "predictions-dev.parquet", "rows-test.parquet", "rows-dev.parquet", "report.md", "checkpoints",
+    }  # fmt: skip
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if "loss" in event]
+    assert len(losses) == 12
+    assert sum(losses[-6:]) < sum(losses[:6])
+    record = json.loads((out / "run.json").read_text())
+    assert record["training"]["updates"] == 12
+    assert record["adapt"]["trained_parameters"] == record["adapt"]["total_parameters"]
+    assert metrics["test"]["rows"] == 19
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    _, rows = tables(out)
+    right = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert metrics["test"]["scores"]["accuracy"] == pytest.approx(right)
+    headline = metrics["test"]["headline"]
+    assert headline["low"] <= headline["value"] <= headline["high"]
+
+
+def test_the_saved_config_gives_the_same_run(tmp_path, checkpoint, data):
+    out, metrics = train(tmp_path, checkpoint("bert", dropout=0.1), data)
+    again = run_recipe("text_classify", "--config", out / "config.yaml", "--run.out", tmp_path / "again")
+    assert again == metrics
+    assert (tmp_path / "again" / "log.jsonl").read_bytes() == (out / "log.jsonl").read_bytes()
+    weights = "model/model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (out / weights).read_bytes()
+
+
+def test_texts_can_stay_out_of_the_folder(tmp_path, checkpoint, data):
+    out, _ = train(tmp_path, checkpoint("bert"), data, "--run.keep_rows", "false")
+    assert pq.read_table(out / "rows-test.parquet").column_names == ["id", "sha256"]
+    secret = (data / "test.csv").read_text().splitlines()[1].split(",")[0]
+    assert all(secret.encode() not in path.read_bytes() for path in out.rglob("*") if path.is_file())
+
+
+def test_early_stopping_keeps_the_best(tmp_path, checkpoint, data):
+    out, metrics = train(tmp_path, checkpoint("bert"), data, "--train.epochs", 9, "--train.lr", 1e-7, "--train.patience", 2)
+    record = json.loads((out / "run.json").read_text())["training"]
+    assert record["stopped"] == "early"
+    assert record["updates"] < 9 * 6
+    assert metrics["dev"]["scores"]["macro_f1"] == pytest.approx(record["best"]["score"], abs=1e-9)
+
+
+def test_tensorboard_gets_the_numbers(tmp_path, checkpoint, data):
+    out, _ = train(tmp_path, checkpoint("bert"), data, "--run.trackers", "tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    files = list(out.rglob("events.out.tfevents*"))
+    found = {}
+    for file in files:
+        events = EventAccumulator(str(file)).Reload()
+        found |= {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert found["loss"] == pytest.approx([event["loss"] for event in logged if "loss" in event])
+    assert "dev/macro_f1" in found
+
+
+def test_a_dry_run_says_what_it_would_take_and_keeps_nothing(tmp_path, checkpoint, data, capsys):
+    out = tmp_path / "run"
+    words = ["--backbone.name", checkpoint("bert"), "--data.path", data, "--run.out", out]
+    estimate = run_recipe("text_classify", *words, "--run.dry_run", "--train.batch_size", 8)
+    assert not out.exists()
+    assert estimate["updates"] == 5 * 6
+    assert estimate["seconds"] > 0
+    assert "dry run: 30 updates of 8 rows" in capsys.readouterr().out
