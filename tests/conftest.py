@@ -171,7 +171,7 @@ def launch(name: str, *words: object, processes: int = 1, threads: int = 1, **po
     script = [str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
     command = [sys.executable, *(torchrun if processes > 1 else []), *script]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, **(pipes | popen))
 

@@ -211,7 +211,7 @@ def test_numbers_run_on_from_chunk_to_chunk(tmp_path, rows):
         (["Train.csv", "val.csv", "notes.txt"], {"train": "Train.csv", "dev": "val.csv"}),
         (["train.csv", "valid.csv", "extra.csv", ".test.csv"], {"train": "train.csv", "dev": "valid.csv"}),
         (["train-00000-of-00001.parquet"], {"train": "train-00000-of-00001.parquet"}),
-        (["reviews.csv"], {"train": "reviews.csv"}),
+        (["reviews.csv", "._reviews.csv"], {"train": "reviews.csv"}),
     ],
 )
 def test_splits_of_a_folder_are_found_by_name(tmp_path, files, expected):

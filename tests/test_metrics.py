@@ -118,6 +118,12 @@ def test_calibration_error_by_hand():
     assert found == pytest.approx((2 * 0.4 + 0.4) / 3)
 
 
+def test_a_confidence_on_an_edge_belongs_below_it():
+    probabilities = np.array([[0.6, 0.4], [0.55, 0.45]])  # both in (8/15, 9/15]
+    found = classification.calibration_error(np.array([0, 1]), np.array([0, 0]), probabilities)
+    assert found == pytest.approx(abs(0.6 - 1 + 0.55) / 2)
+
+
 def test_a_probability_of_zero_costs_much_but_not_everything():
     assert classification.log_loss(np.array([1]), np.array([[1.0, 0.0]])) == pytest.approx(36.04, abs=0.01)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
@@ -183,17 +184,21 @@ def open_run(recipe: str, config: Any) -> Run:
     Raises UserError where the folder holds something and neither resume nor overwrite is set, where a setting changed
     since the run that is resumed, or where the hardware lacks the precision.
     """
+    import torch
     from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
+    from accelerate.utils import parse_flag_from_env
 
     AcceleratorState._reset_state()  # a second run in this process may have another precision
     _quiet()
     _keep_freed_memory()
     settings: RunConfig = config.run
-    state = PartialState()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
     precision = choose_precision(settings.precision, state.device.type)
     folder = Path(once(state, lambda: str(_prepare_folder(recipe, config))))
     accelerator = Accelerator(
+        cpu=on_cpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
         log_with=settings.trackers,
         project_dir=str(folder),
@@ -242,7 +247,9 @@ def _cpu_has_bf16() -> bool:
 def _prepare_folder(recipe: str, config: Any) -> Path:
     settings: RunConfig = config.run
     if settings.dry_run:
-        return Path(tempfile.mkdtemp(prefix="graftkit-dry-run-"))
+        folder = Path(tempfile.mkdtemp(prefix="graftkit-dry-run-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
     if settings.resume and settings.overwrite:
         raise UserError("--run.resume and --run.overwrite exclude each other; choose one")
     if settings.resume:

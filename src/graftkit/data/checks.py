@@ -76,10 +76,7 @@ def check_spelling(splits: Mapping[str, LabelledRows]) -> None:
         spellings.setdefault("".join(label.split()).casefold(), []).append(label)
     alike = [same for same in spellings.values() if len(same) > 1]
     if alike:
-        listed = [
-            " and ".join(f"{label!r} ({counts[label]:,} row{'s' if counts[label] > 1 else ''})" for label in same)
-            for same in alike
-        ]
+        listed = [" and ".join(_label_and_rows(label, counts[label]) for label in same) for same in alike]
         rare = min(alike[0], key=counts.__getitem__)
         rows = next(rows for rows in splits.values() if rare in rows.label_counts())
         places = name_rows(rows.column("number")[_is_among(rows, [rare])])
@@ -124,6 +121,10 @@ def _is_among(rows: LabelledRows, labels: list[str]) -> np.ndarray:
     import pyarrow.compute as pc
 
     return pc.is_in(rows.rows.column("label"), value_set=pa.array(labels, pa.string())).to_numpy()
+
+
+def _label_and_rows(label: str, rows: int) -> str:
+    return f"{label!r} ({rows:,} row{'s' if rows > 1 else ''})"
 
 
 def _some_labels(labels: list[str]) -> str:

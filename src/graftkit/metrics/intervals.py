@@ -34,7 +34,7 @@ class Interval:
     low: float
     high: float
     level: float
-    method: str  # "bca"; "constant": every resample gave the same value, so low and high say nothing
+    method: str  # "bca"; "constant": nearly all resamples gave the same, so low and high say nothing
 
 
 def bca(
@@ -81,8 +81,6 @@ def _bca_ends(
     """Low, high and method, from the scores of the resamples and those with one row of each kind left out."""
     from scipy.special import ndtr, ndtri
 
-    if np.all(drawn == drawn[0]):
-        return value, value, "constant"
     below = np.mean(drawn < value) / 2 + np.mean(drawn <= value) / 2
     half = 0.5 / len(drawn)  # where no resample lies on one side, the bias is large, not infinite
     bias = ndtri(np.clip(below, half, 1 - half))
@@ -92,7 +90,7 @@ def _bca_ends(
     shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     scale = np.maximum(1 - acceleration * shifted, 1e-9)  # below zero the formula would come back from the other end
     low, high = np.quantile(drawn, ndtr(bias + shifted / scale))
-    return float(low), float(high), "bca"
+    return float(low), float(high), "bca" if low < high else "constant"
 
 
 def _resample(sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -117,6 +117,11 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """What a reader should know before trusting the score, as phrases."""
     cautions = []
     classes = [line for line in test["per_class"] if line["support"]]
+    given = [line["label"] for line in test["per_class"] if line["predicted"]]
+    if len(given) == 1 < len(classes):
+        cautions.append(f"it gives every test row the same class, “{escape(given[0])}”")
+    if np.trace(_counts(test)) <= max(line["support"] for line in classes) < test["rows"]:
+        cautions.append("it is right no more often than the same answer every time would be")
     weakest = min(classes, key=lambda line: line["f1"])
     if weakest["f1"] < 1:
         cautions.append(_weakness(test, weakest))
@@ -164,7 +169,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 
 _NOT_DEV = (
-    "The dev rows chose which weights to keep, so the dev scores are a little too good. The test rows chose nothing."
+    "The dev rows chose which weights to keep, so the dev scores tend to be too good. The test rows chose nothing."
 )
 
 
@@ -239,7 +244,7 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     lines = []
     for place, (name, row) in enumerate(zip(names, counts.tolist(), strict=True)):
         cells = [f"{count:,}" if count else "·" for count in row]
-        cells[place] = f"**{cells[place]}**"
+        cells[place] = f"**{row[place]:,}**"
         lines.append((name, *cells))
     intro = "Each line is a true class, each column the class that its test rows were given; right answers are bold."
     return f"{intro}\n\n{table(('', *heads), lines, numbers=range(1, len(heads) + 1))}"
@@ -260,9 +265,9 @@ def _worst_errors(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[s
         )
         for record in wrong[:WORST]
     ]
-    shown = f", of which these {WORST} have the highest loss" if len(wrong) > WORST else ""
+    shown = f"these {WORST} have the highest loss" if len(wrong) > WORST else "the highest loss comes first"
     intro = (
-        f"{plural(len(wrong), 'test row was', 'test rows were')} given a wrong class{shown}, the worst first. "
+        f"{plural(len(wrong), 'test row was', 'test rows were')} given a wrong class; {shown}. "
         "Where the model is sure of its answer, look whether the true class in the data is right."
     )
     return f"{intro}\n\n{table(('Text', 'True class', 'Predicted', 'How sure', 'Row'), lines, numbers=[3])}"

@@ -68,7 +68,7 @@ def number(value: float, places: int) -> str:
 def with_interval(score: Mapping[str, Any]) -> str:
     """A score with as many digits as its interval supports: 0.93 (95% interval 0.91 to 0.95)."""
     if score["method"] == "constant":
-        return f"{number(score['value'], 2)} (no interval: every resample gave the same)"
+        return f"{number(score['value'], 2)} (no interval: it does not vary)"
     value, low, high = rounded(score)
     return f"{value} ({score['level']:.0%} interval {low} to {high})"
 

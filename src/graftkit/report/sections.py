@@ -58,8 +58,8 @@ def model(run: Mapping[str, Any]) -> str:
     started = ", ".join(escape(str(part)) for part in (name, revision and f"revision {revision}", architecture) if part)
     facts = {
         "Pretrained model": started,
-        "What trained": _trained(run),
-        "Text lengths": _lengths(run),
+        "Adapting": _trained(run),
+        "Tokens (words or parts of words) per text": _lengths(run),
         "Training": _training(run),
         "Weights kept": _best(run),
     }
@@ -166,15 +166,18 @@ def _trained(run: Mapping[str, Any]) -> str:
 def _lengths(run: Mapping[str, Any]) -> str:
     lengths = run.get("lengths") or {}
     steps = sorted((float(step), tokens) for step, tokens in (lengths.get("percentiles") or {}).items())
-    parts = [f"{step:g}% at most {_count(tokens)}" for step, tokens in steps if step < 100]
-    parts += [f"the longest {_count(tokens)}" for step, tokens in steps if step == 100]
-    sentences = ["in tokens (words or parts of words), of the rows " + ", ".join(parts)] if parts else []
+    parts = [f"{step:g}% of the texts have at most {_count(tokens)}" for step, tokens in steps[:1] if step < 100]
+    parts += [f"{step:g}% at most {_count(tokens)}" for step, tokens in steps[1:] if step < 100]
+    parts += [f"the longest has {_count(tokens)}" for step, tokens in steps if step == 100]
+    sentences = [", ".join(parts)] if parts else []
     cut, share = lengths.get("truncated_rows"), lengths.get("truncated_share") or 0.0
     if lengths.get("max_length"):
         sentences.append(f"the model reads at most {_count(lengths['max_length'])}")
     if cut is not None:
         sentences.append(
-            f"{plural(cut, 'longer row was', 'longer rows were')} cut ({percent(share)})" if cut else "no row was cut"
+            f"{plural(cut, 'longer text was', 'longer texts were')} cut ({percent(share)})"
+            if cut
+            else "no text was cut"
         )
     return "; ".join(sentences)
 

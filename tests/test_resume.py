@@ -1,0 +1,137 @@
+"""Nothing is lost: a run that was killed, and resumed, is the run that never stopped. Real processes, real signals."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import finish, launch, run_recipe
+
+from graftkit.errors import UserError
+
+SAME = ("log.jsonl", "model/model.safetensors", "predictions-test.parquet", "metrics.json", "report.md")
+
+
+def words(checkpoint, data) -> list[object]:
+    return [
+        "--backbone.name", checkpoint("bert", dropout=0.1), "--data.path", data, "--train.epochs", 6,
+        "--train.batch_size", 2, "--train.accumulate", 2, "--train.save_every", 2, "--train.lr", 1e-3,
+        "--run.precision", "fp32",
+    ]  # fmt: skip
+
+
+def updates(run: Path) -> int:
+    log = run / "log.jsonl"
+    return log.read_text().count('"loss"') if log.exists() else 0
+
+
+def wait_for(process: subprocess.Popen, run: Path, update: int) -> bool:
+    """Wait until a run logged so many updates; False if it ended before."""
+    while updates(run) < update:
+        if process.poll() is not None:
+            return False
+        time.sleep(0.003)
+    return True
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory, checkpoint, data):
+    """The run without a stop, by the number of processes."""
+    runs: dict[int, Path] = {}
+
+    def get(processes: int) -> Path:
+        if processes not in runs:
+            runs[processes] = tmp_path_factory.mktemp(f"whole-{processes}") / "run"
+            launched = launch("text_classify", *words(checkpoint, data), "--run.out", runs[processes], processes=processes)
+            finish(launched)
+        return runs[processes]
+
+    return get
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    for name in SAME[:-1]:
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def kill_and_resume(run: Path, command: list[object], processes: int, kills: int, rng: random.Random) -> None:
+    """Kill a run with SIGKILL at random updates, resume it each time, and let it end."""
+    resume: list[str] = []
+    for _ in range(kills):
+        process = launch("text_classify", *command, "--run.out", run, *resume, processes=processes, start_new_session=True)
+        if wait_for(process, run, updates(run) + rng.randint(3, 12)):
+            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        process.communicate(timeout=60)
+        resume = ["--run.resume"]
+    finish(launch("text_classify", *command, "--run.out", run, *resume, processes=processes))
+
+
+@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])
+def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path, checkpoint, data, never_stopped, processes, kills):
+    run = tmp_path / "run"
+    kill_and_resume(run, words(checkpoint, data), processes, kills, random.Random(processes))
+    assert_same(run, never_stopped(processes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills"), [(1, 15), (2, 10)])
+def test_a_run_killed_many_times_ends_the_same(tmp_path, checkpoint, data, never_stopped, processes, kills):
+    run = tmp_path / "run"
+    kill_and_resume(run, words(checkpoint, data), processes, kills, random.Random(7))
+    assert_same(run, never_stopped(processes))
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, checkpoint, data, never_stopped, number, processes):
+    run = tmp_path / "run"
+    process = launch("text_classify", *words(checkpoint, data), "--run.out", run)
+    assert wait_for(process, run, 5)
+    process.send_signal(number)
+    said = finish(process, code=128 + number)
+    assert re.search(rf"stopped by {number.name} after update \d+, which is saved; .*--run.out {run} --run.resume", said)
+    assert "Traceback" not in said
+    said = finish(launch("text_classify", *words(checkpoint, data), "--run.out", run, "--run.resume"))
+    assert "resumed after update" in said
+    assert_same(run, never_stopped(1))
+
+
+def test_a_changed_setting_on_resume_is_an_error_that_lists_it(tmp_path, checkpoint, data, never_stopped):
+    changed = [*words(checkpoint, data), "--train.lr", "5e-4", "--run.seed", "3"]
+    with pytest.raises(UserError, match=r"settings differ .*train.lr: 0.001 -> 0.0005; run.seed: 0 -> 3"):
+        run_recipe("text_classify", *changed, "--run.out", never_stopped(1), "--run.resume")
+
+
+def test_another_number_of_processes_on_resume_is_an_error(tmp_path, checkpoint, data, never_stopped):
+    with pytest.raises(UserError, match="started with 2 processes, this one has 1"):
+        run_recipe("text_classify", *words(checkpoint, data), "--run.out", never_stopped(2), "--run.resume")
+
+
+def test_a_loss_that_is_not_finite_names_update_and_rows(tmp_path, checkpoint, data):
+    words_ = [*words(checkpoint, data), "--train.lr", "1e38", "--train.clip", "1e30", "--run.out", tmp_path / "run"]
+    with pytest.raises(UserError, match=r"the loss of update \d+ is (nan|inf); its rows: train-\d+, .*--train.lr"):
+        run_recipe("text_classify", *words_)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "NaN" not in log
+    assert "Infinity" not in log
+
+
+def test_a_finished_run_that_is_resumed_gives_the_same(tmp_path, checkpoint, data):
+    run = tmp_path / "run"
+    first = run_recipe("text_classify", *words(checkpoint, data), "--run.out", run)
+    weights = (run / "model/model.safetensors").read_bytes()
+    assert run_recipe("text_classify", *words(checkpoint, data), "--run.out", run, "--run.resume") == first
+    assert (run / "model/model.safetensors").read_bytes() == weights
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, checkpoint, data):
+    plain = run_recipe("text_classify", *words(checkpoint, data), "--train.max_steps", 8, "--run.out", tmp_path / "a")
+    saved = run_recipe(
+        "text_classify", *words(checkpoint, data), "--train.max_steps", 8, "--run.out", tmp_path / "b",
+        "--train.checkpointing",
+    )  # fmt: skip
+    assert plain["test"]["scores"] == pytest.approx(saved["test"]["scores"], abs=1e-5)
