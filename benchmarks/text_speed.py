@@ -37,7 +37,8 @@ from graftkit.data import DataConfig, load_splits
 from graftkit.evaluate import predict_rows
 from graftkit.feed import Feed
 from graftkit.heads import load_classifier
-from graftkit.run import RunConfig, choose_precision, open_run
+from graftkit.machine import choose_precision
+from graftkit.run import RunConfig, open_run
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, accumulate_gradients, prepare, seed_dropout, set_lr, train

@@ -88,7 +88,9 @@ def test_lora_trains_its_matrices_and_the_head(checkpoint, kind):
 def test_lora_takes_the_named_layers_and_lists_those_that_exist(checkpoint):
     adapted = adapt(headed(checkpoint("bert")), AdaptConfig(strategy="lora", targets=["query", "value"]))
     assert "6 layers (query, value)" in adapted.description
-    with pytest.raises(UserError, match=r"--adapt.targets q_proj: no such layer; this model has dense, key, query, value"):
+    with pytest.raises(
+        UserError, match=r"--adapt.targets q_proj: no such layer; this model has dense, key, query, value"
+    ):
         adapt(headed(checkpoint("bert")), AdaptConfig(strategy="lora", targets=["query", "q_proj"]))
 
 
@@ -132,4 +134,6 @@ def test_the_head_of_another_task_starts_anew_and_that_of_the_same_labels_stays(
         source = found.model.get_parameter(name)
         assert torch.equal(kept.model.get_parameter(name), source)
         assert name.endswith("bias") or not torch.equal(anew.model.get_parameter(name), source)
-    assert torch.equal(anew.model.roberta.embeddings.word_embeddings.weight, found.model.roberta.embeddings.word_embeddings.weight)
+    assert torch.equal(
+        anew.model.roberta.embeddings.word_embeddings.weight, found.model.roberta.embeddings.word_embeddings.weight
+    )

@@ -32,7 +32,9 @@ def one_process(tmp_path_factory, checkpoint, data):
     return gradients(tmp_path_factory.mktemp("one"), checkpoint("bert"), data, *SPLITS[0])
 
 
-@pytest.mark.parametrize("split", [SPLITS[1], SPLITS[2], *(pytest.param(s, marks=pytest.mark.slow) for s in SPLITS[3:])])
+@pytest.mark.parametrize(
+    "split", [SPLITS[1], SPLITS[2], *(pytest.param(s, marks=pytest.mark.slow) for s in SPLITS[3:])]
+)
 def test_loss_and_gradient_do_not_depend_on_the_split(tmp_path, checkpoint, data, one_process, split):
     notes, gradient = gradients(tmp_path, checkpoint("bert"), data, *split)
     expected, whole = one_process
@@ -57,7 +59,16 @@ def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, checkpoin
     for processes in (1, 2):
         out = tmp_path / f"again-{processes}"
         torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *torchrun, "--master_port", str(free_port()), str(script), str(run), str(data), str(out)]
+        command = [
+            sys.executable,
+            *torchrun,
+            "--master_port",
+            str(free_port()),
+            str(script),
+            str(run),
+            str(data),
+            str(out),
+        ]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=environment, check=True, timeout=240, capture_output=True)
     for name in ("predictions-test.parquet", "predictions-dev.parquet", "metrics.json"):

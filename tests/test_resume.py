@@ -47,7 +47,9 @@ def never_stopped(tmp_path_factory, checkpoint, data):
     def get(processes: int) -> Path:
         if processes not in runs:
             runs[processes] = tmp_path_factory.mktemp(f"whole-{processes}") / "run"
-            launched = launch("text_classify", *words(checkpoint, data), "--run.out", runs[processes], processes=processes)
+            launched = launch(
+                "text_classify", *words(checkpoint, data), "--run.out", runs[processes], processes=processes
+            )
             finish(launched)
         return runs[processes]
 
@@ -63,7 +65,9 @@ def kill_and_resume(run: Path, command: list[object], processes: int, kills: int
     """Kill a run with SIGKILL at random updates, resume it each time, and let it end."""
     resume: list[str] = []
     for _ in range(kills):
-        process = launch("text_classify", *command, "--run.out", run, *resume, processes=processes, start_new_session=True)
+        process = launch(
+            "text_classify", *command, "--run.out", run, *resume, processes=processes, start_new_session=True
+        )
         if wait_for(process, run, updates(run) + rng.randint(3, 12)):
             subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
         process.communicate(timeout=60)
@@ -93,7 +97,9 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, checkpoint, data, never_
     assert wait_for(process, run, 5)
     process.send_signal(number)
     said = finish(process, code=128 + number)
-    assert re.search(rf"stopped by {number.name} after update \d+, which is saved; .*--run.out {run} --run.resume", said)
+    assert re.search(
+        rf"stopped by {number.name} after update \d+, which is saved; .*--run.out {run} --run.resume", said
+    )
     assert "Traceback" not in said
     said = finish(launch("text_classify", *words(checkpoint, data), "--run.out", run, "--run.resume"))
     assert "resumed after update" in said

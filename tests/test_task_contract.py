@@ -63,7 +63,9 @@ def batch_of(made: Made, indices) -> Any:
 def predictions(made: Made, batches) -> dict[str, np.ndarray]:
     made.headed.model.eval()
     with torch.no_grad():
-        records = [record for batch in batches for record in made.task.predict(made.headed.model, batch_of(made, batch))]
+        records = [
+            record for batch in batches for record in made.task.predict(made.headed.model, batch_of(made, batch))
+        ]
     return {record["id"]: record["logits"] for record in records}
 
 

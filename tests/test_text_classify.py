@@ -125,7 +125,9 @@ def test_texts_can_stay_out_of_the_folder(tmp_path, checkpoint, data):
 
 
 def test_early_stopping_keeps_the_best(tmp_path, checkpoint, data):
-    out, metrics = train(tmp_path, checkpoint("bert"), data, "--train.epochs", 9, "--train.lr", 1e-7, "--train.patience", 2)
+    out, metrics = train(
+        tmp_path, checkpoint("bert"), data, "--train.epochs", 9, "--train.lr", 1e-7, "--train.patience", 2
+    )
     record = json.loads((out / "run.json").read_text())["training"]
     assert record["stopped"] == "early"
     assert record["updates"] < 9 * 6

@@ -1,7 +1,7 @@
 """What survives a crash?
 
 A checkpoint is a folder `checkpoints/update-00000120` with the trained weights, the optimizer's state and a few
-numbers: safetensors and JSON. There is no random state to keep, since order and dropout follow from (seed, epoch, update).
+numbers, as safetensors and JSON. There is no random state to keep: order and dropout follow from (seed, epoch, update).
 """
 
 from __future__ import annotations

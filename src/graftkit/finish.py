@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from graftkit.data import Splits
 
 
-def finish(
-    run: Run, task: Any, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool
-) -> dict[str, Any]:
+def finish(run: Run, task: Any, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> dict[str, Any]:
     """Save the model, load it again as anyone would, predict dev and test with that, and write the report.
 
     The tables are predicted in fp32, whatever the training precision. Returns the metrics.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from graftkit.adapt import Adapted, set_training_mode
 from graftkit.failures import explain_memory
 from graftkit.feed import Feed
-from graftkit.run import Run, peak_memory
+from graftkit.machine import peak_memory
+from graftkit.run import Run
 from graftkit.task import Lengths, Task
 from graftkit.train import TrainConfig, accumulate_gradients, prepare
 

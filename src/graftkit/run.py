@@ -5,30 +5,33 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
 from graftkit.errors import UserError
+from graftkit.machine import (
+    choose_precision,
+    git_commit,
+    hardware,
+    keep_freed_memory,
+    peak_memory,
+    threads,
+    versions,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "timm", "tokenizers", "numpy", "scikit-learn")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 NOT_KEPT = ("run.out", "run.resume", "run.overwrite")  # where and how often a run ran, not what it is
 
 
@@ -71,9 +74,9 @@ class Run:
             "graftkit": __version__,
             "recipe": recipe,
             "command": _command(),
-            "versions": _versions(),
-            "git_commit": _git_commit(),
-            "hardware": _hardware(),
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "hardware": hardware(),
             "seed": self.seed,
             "notes": [],
             "warnings": [],
@@ -191,7 +194,7 @@ def open_run(recipe: str, config: Any) -> Run:
 
     AcceleratorState._reset_state()  # a second run in this process may have another precision
     _quiet()
-    _keep_freed_memory()
+    keep_freed_memory()
     settings: RunConfig = config.run
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
@@ -206,7 +209,7 @@ def open_run(recipe: str, config: Any) -> Run:
     run = Run(accelerator, folder, config, recipe)
     run.record |= {
         "processes": accelerator.num_processes,
-        "threads": _threads(),
+        "threads": threads(),
         "device": str(accelerator.device),
         "precision": precision,
     }
@@ -220,28 +223,6 @@ def open_run(recipe: str, config: Any) -> Run:
     )
     _warn_of_missing_processes(run)
     return run
-
-
-def choose_precision(wanted: str, device: str) -> str:
-    """The precision to train in on a kind of device: fp32, bf16 or fp16. Raises UserError where it lacks `wanted`."""
-    import torch
-
-    if device == "cuda":
-        best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    else:
-        best = "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
-    if wanted == "fp16" and device == "cpu":
-        raise UserError("--run.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
-    return best if wanted == "auto" else wanted
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 are faster than in fp32 here: AVX512-BF16 or AMX."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _prepare_folder(recipe: str, config: Any) -> Path:
@@ -318,16 +299,6 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
-def peak_memory() -> dict[str, float | None]:
-    """The most memory that this process, and its GPU, held so far, in GiB."""
-    import torch
-
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    return {"process": round(resident, 3), "gpu": None if gpu is None else round(gpu, 3)}
-
-
 def _quiet() -> None:
     """One voice on the terminal: ours. Warnings of the libraries stay."""
     import datasets
@@ -338,64 +309,8 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones, instead of giving it back page by page.
-
-    On a CPU every tensor above 128 KiB is otherwise mapped and unmapped anew, in each layer of each update.
-    """
-    import ctypes
-
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # bytes; the most that glibc allows
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _command() -> str:
     import shlex
 
     words = [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv[0].endswith("graft") else ["python", *sys.argv]
     return shlex.join(words)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
-    """The commit that the working folder stands at, if it is a git checkout."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
-
-
-def _hardware() -> dict[str, Any]:
-    import psutil
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = round(psutil.virtual_memory().total / 2**30, 1)
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

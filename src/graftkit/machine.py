@@ -1,0 +1,108 @@
+"""What machine and software is this?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import UserError
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "timm", "tokenizers", "numpy", "scikit-learn")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """The precision to train in on a kind of device: fp32, bf16 or fp16. Raises UserError where it lacks `wanted`."""
+    import torch
+
+    if device == "cuda":
+        best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    else:
+        best = "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+    if wanted == "fp16" and device == "cpu":
+        raise UserError("--run.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    return best if wanted == "auto" else wanted
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 are faster than in fp32 here: AVX512-BF16 or AMX."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones, instead of giving it back page by page.
+
+    On a CPU every tensor above 128 KiB is otherwise mapped and unmapped anew, in each layer of each update.
+    """
+    import ctypes
+
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # bytes; the most that glibc allows
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def peak_memory() -> dict[str, float | None]:
+    """The most memory that this process, and its GPU, held so far, in GiB."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    gpu = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"process": round(resident, 3), "gpu": None if gpu is None else round(gpu, 3)}
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory in GiB, and GPUs."""
+    import psutil
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def threads() -> int:
+    """Threads that torch computes with in this process."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit that the working folder stands at, if it is a git checkout."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
