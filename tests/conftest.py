@@ -166,12 +166,16 @@ def run_recipe(name: str, *words: object) -> dict:
     return recipe.main(parse(recipe.Config, [str(word) for word in words]))
 
 
-def launch(name: str, *words: object, processes: int = 1, threads: int = 1, **popen) -> subprocess.Popen:
-    """Start a recipe in processes of its own, on the CPU, with so many threads each."""
-    script = [str(ROOT / "recipes" / f"{name}.py"), *map(str, words)]
+def launch(name: str, *words: object, **how) -> subprocess.Popen:
+    """Start a recipe in processes of its own: see `launch_script`."""
+    return launch_script(ROOT / "recipes" / f"{name}.py", *words, **how)
+
+
+def launch_script(script: Path, *words: object, processes: int = 1, threads: int = 1, **popen) -> subprocess.Popen:
+    """Start a script in processes of its own, under torchrun if there are several, with so many threads each."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
-    command = [sys.executable, *(torchrun if processes > 1 else []), *script]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(script), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, **(pipes | popen))
 

@@ -103,9 +103,14 @@ def test_a_reader_never_sees_half_a_folder(tmp_path):
     final = tmp_path / "model"
     with aside_then_renamed(final) as aside:
         (aside / "a").write_text("old")
-    with pytest.raises(RuntimeError, match="stop"), aside_then_renamed(final) as aside:
-        (aside / "a").write_text("half")
-        raise RuntimeError("stop")
+
+    def stop_half_way():
+        with aside_then_renamed(final) as aside:
+            (aside / "a").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_half_way()
     assert (final / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

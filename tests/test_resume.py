@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import signal
@@ -9,12 +10,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import finish, launch, run_recipe
 
 from graftkit.errors import UserError
 
-SAME = ("log.jsonl", "model/model.safetensors", "predictions-test.parquet", "metrics.json", "report.md")
+SAME = ("log.jsonl", "model/model.safetensors", "predictions-test.parquet", "predictions-dev.parquet", "metrics.json")
 
 
 def words(checkpoint, data) -> list[object]:
@@ -57,22 +59,29 @@ def never_stopped(tmp_path_factory, checkpoint, data):
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    for name in SAME[:-1]:
+    for name in SAME:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL a process and all that it started."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.communicate(timeout=60)
 
 
 def kill_and_resume(run: Path, command: list[object], processes: int, kills: int, rng: random.Random) -> None:
     """Kill a run with SIGKILL at random updates, resume it each time, and let it end."""
-    resume: list[str] = []
-    for _ in range(kills):
-        process = launch(
-            "text_classify", *command, "--run.out", run, *resume, processes=processes, start_new_session=True
-        )
-        if wait_for(process, run, updates(run) + rng.randint(3, 12)):
-            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-        process.communicate(timeout=60)
-        resume = ["--run.resume"]
-    finish(launch("text_classify", *command, "--run.out", run, *resume, processes=processes))
+    command = [*command, "--run.out", run]
+    for kill in range(kills):
+        process = launch("text_classify", *command, *["--run.resume"][: min(kill, 1)], processes=processes)
+        assert wait_for(process, run, updates(run) + rng.randint(1, 72 // (kills + 1)))
+        kill_all(process)
+        assert not (run / "model").exists()
+    said = finish(launch("text_classify", *command, "--run.resume", processes=processes))
+    assert "resumed after update" in said or "72 updates to go" in said
 
 
 @pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])

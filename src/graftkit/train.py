@@ -34,9 +34,9 @@ CHECKPOINTS = "checkpoints"
 class TrainConfig:
     """How does it learn?"""
 
-    epochs: AtLeastOne = 5
+    epochs: AtLeastOne = 3
     """passes over the training rows"""
-    batch_size: AtLeastOne = 32
+    batch_size: AtLeastOne = 16
     """rows per process and forward pass"""
     accumulate: AtLeastOne = 1
     """forward passes per update; rows per update = batch_size x accumulate x processes"""
