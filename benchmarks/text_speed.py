@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
 from text_classify import Config  # noqa: E402
 
-TRAIN = TrainConfig(epochs=1)
+TRAIN = TrainConfig(epochs=1, batch_size=32)
 ARMS = {"defaults": "Trainer, defaults", "best": "Trainer, at its best", "graftkit": "graftkit, no flag set"}
 PROFILED = 40  # updates
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")

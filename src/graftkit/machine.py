@@ -106,3 +106,21 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def processes_asked_for() -> int | None:
+    """What `--num_processes` of `accelerate launch` says, where this process was started by it."""
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return None
+    if "launch" not in words:
+        return None
+    flags = [word for word in words if word.startswith(("--num_processes", "--num-processes"))]
+    if not flags:
+        return None
+    _, equals, value = flags[-1].partition("=")
+    value = value if equals else words[words.index(flags[-1]) + 1]
+    return int(value) if value.isdigit() else None

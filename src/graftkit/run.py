@@ -24,6 +24,7 @@ from graftkit.machine import (
     hardware,
     keep_freed_memory,
     peak_memory,
+    processes_asked_for,
     threads,
     versions,
 )
@@ -277,11 +278,11 @@ def _start_trackers(run: Run, recipe: str) -> None:
 
 def _warn_of_missing_processes(run: Run) -> None:
     """Accelerate starts one process, silently, where several were asked for on CPUs and there is no mpirun."""
-    wanted = os.environ.get("ACCELERATE_NUM_PROCESSES") or os.environ.get("MPI_LOCALNRANKS")
-    if wanted and wanted.isdigit() and int(wanted) > run.accelerator.num_processes:
+    wanted = processes_asked_for()
+    if wanted is not None and wanted > run.accelerator.num_processes:
         run.say(
-            f"{wanted} processes were asked for, {run.accelerator.num_processes} started; on CPUs use: "
-            f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} ...",
+            f"{wanted} processes were asked for, {run.accelerator.num_processes} started; on CPUs start them with "
+            f"torchrun --nproc_per_node {wanted} {sys.argv[0]} ...",
             warning=True,
         )
 
