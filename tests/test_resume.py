@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import finish, launch, run_recipe
+from conftest import finish, launch, run_recipe, texts, write_csv
 
 from graftkit.errors import UserError
 
@@ -135,6 +135,68 @@ def test_a_loss_that_is_not_finite_names_update_and_rows(tmp_path, checkpoint, d
     assert "Infinity" not in log
 
 
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path, checkpoint, data, monkeypatch):
+    """The loss is fine, its gradient is not: the newest checkpoint must be from before."""
+    from graftkit import train
+    from graftkit.checkpoint import WEIGHTS, newest
+
+    whole, calls = train.accumulate_gradients, []
+
+    def spoil(accelerator, task, model, update):
+        loss = whole(accelerator, task, model, update)
+        calls.append(update)
+        if len(calls) == 6:
+            next(model.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(train, "accumulate_gradients", spoil)
+    run = tmp_path / "run"
+    command = [*words(checkpoint, data), "--train.save_every", "1", "--run.out", run]
+    with pytest.raises(UserError, match=r"the gradient of update 6 is (nan|inf); its rows: train-\d+"):
+        run_recipe("text_classify", *command)
+    from safetensors.torch import load_file
+
+    path = newest(run / "checkpoints")
+    assert path.name == "update-00000005"
+    assert all(value.isfinite().all() for value in load_file(path / WEIGHTS).values())
+
+
+def test_a_step_that_loss_scaling_skips_is_noticed():
+    """As on a GPU in fp16: one gradient overflows, the weights stay, and the schedule must not step."""
+    import types
+
+    import torch
+
+    from graftkit.train import skips_step
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    accelerator = types.SimpleNamespace(scaler=scaler)
+    for factor, expected in ((1.0, False), (float("inf"), True)):
+        before = weight.detach().clone()
+        scaler.scale(weight.sum() * 2).backward()
+        weight.grad.mul_(factor)
+        scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_([weight], 1.0))
+        assert skips_step(accelerator, 1.0, norm) is expected
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before, weight) is expected
+        optimizer.zero_grad()
+    assert not skips_step(types.SimpleNamespace(scaler=None), 1.0, float("inf"))
+
+
+def test_rows_that_changed_under_a_stopped_run_are_an_error(tmp_path, checkpoint):
+    path = write_csv(tmp_path / "rows.csv", texts(60))
+    run = tmp_path / "run"
+    command = ["--backbone.name", checkpoint("bert"), "--data.path", path, "--train.epochs", 1, "--run.out", run]
+    run_recipe("text_classify", *command)
+    write_csv(path, [("another text", "tool"), *texts(60)[1:]])
+    with pytest.raises(UserError, match=r"not what the run was started with: .*rows"):
+        run_recipe("text_classify", *command, "--run.resume")
+
+
 def test_a_finished_run_that_is_resumed_gives_the_same(tmp_path, checkpoint, data):
     run = tmp_path / "run"
     first = run_recipe("text_classify", *words(checkpoint, data), "--run.out", run)
@@ -143,10 +205,22 @@ def test_a_finished_run_that_is_resumed_gives_the_same(tmp_path, checkpoint, dat
     assert (run / "model/model.safetensors").read_bytes() == weights
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, checkpoint, data):
-    plain = run_recipe("text_classify", *words(checkpoint, data), "--train.max_steps", 8, "--run.out", tmp_path / "a")
-    saved = run_recipe(
-        "text_classify", *words(checkpoint, data), "--train.max_steps", 8, "--run.out", tmp_path / "b",
-        "--train.checkpointing",
-    )  # fmt: skip
-    assert plain["test"]["scores"] == pytest.approx(saved["test"]["scores"], abs=1e-5)
+def test_gradient_checkpointing_computes_twice_and_changes_nothing(tmp_path, checkpoint, data, monkeypatch):
+    from transformers.models.bert.modeling_bert import BertIntermediate
+
+    forward, calls = BertIntermediate.forward, []
+    monkeypatch.setattr(BertIntermediate, "forward", lambda *inputs: calls.append(1) or forward(*inputs))
+    counts, scores = [], []
+    for name, flag in (("plain", "false"), ("saving", "true")):
+        calls.clear()
+        command = [*words(checkpoint, data), "--train.max_steps", 8, "--train.checkpointing", flag]
+        scores.append(run_recipe("text_classify", *command, "--run.out", tmp_path / name)["test"]["scores"])
+        counts.append(len(calls))
+    assert counts[1] - counts[0] == 8 * 2 * 3  # once more for each update, micro-batch and block
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_max_steps_ends_within_an_epoch(tmp_path, checkpoint, data):
+    metrics = run_recipe("text_classify", *words(checkpoint, data), "--train.max_steps", 7, "--run.out", tmp_path / "r")
+    assert updates(tmp_path / "r") == 7
+    assert metrics["test"]["rows"] == 19

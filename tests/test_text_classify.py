@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -18,6 +19,17 @@ def tables(run):
     frame = pq.read_table(run / "predictions-test.parquet").to_pylist()
     texts = pq.read_table(run / "rows-test.parquet").column("text").to_pylist()
     return texts, frame
+
+
+def run_snippet(folder, run, texts):
+    """What the printed snippet says of these texts, in a process that cannot import graftkit."""
+    snippet = json.loads((run / "run.json").read_text())["snippet"]
+    script = folder / "snippet.py"
+    script.write_text(snippet.replace('["a text"]', json.dumps(texts)))
+    no_graftkit = "import sys; sys.modules['graftkit'] = None; import runpy; runpy.run_path(sys.argv[1])"
+    command = [sys.executable, "-c", no_graftkit, str(script)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    return [ast.literal_eval(line) for line in printed.splitlines()]
 
 
 def train(tmp_path, checkpoint, data, *words):
@@ -74,13 +86,7 @@ def test_an_adapter_is_plain_peft_by_the_printed_snippet(tmp_path, checkpoint, d
     snippet = json.loads((out / "run.json").read_text())["snippet"]
     assert snippet in (out / "report.md").read_text()
     texts, rows = tables(out)
-    script = tmp_path / "snippet.py"
-    script.write_text(snippet.replace('["a text"]', json.dumps(texts[:5])))
-    no_graftkit = "import sys; sys.modules['graftkit'] = None; import runpy; runpy.run_path(sys.argv[1])"
-    printed = subprocess.run(
-        [sys.executable, "-c", no_graftkit, str(script)], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
-    answers = [eval(line) for line in printed.splitlines()]
+    answers = run_snippet(tmp_path, out, texts[:5])
     assert len(answers) == 5
     for row, answer in zip(rows, answers, strict=False):
         assert answer == pytest.approx({label: row[f"probability:{label}"] for label in answer}, abs=1e-4)
@@ -122,6 +128,54 @@ def test_texts_can_stay_out_of_the_folder(tmp_path, checkpoint, data):
     assert pq.read_table(out / "rows-test.parquet").column_names == ["id", "sha256"]
     secret = (data / "test.csv").read_text().splitlines()[1].split(",")[0]
     assert all(secret.encode() not in path.read_bytes() for path in out.rglob("*") if path.is_file())
+
+
+def test_a_new_padding_token_is_saved_with_an_adapter(tmp_path, checkpoint, data):
+    """A tokenizer with neither padding nor end-of-text token, and an embedding without a row to spare."""
+    import shutil
+
+    import transformers as t
+
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint("llama"), folder)
+    tokenizer = t.AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    config = t.AutoConfig.from_pretrained(folder)
+    config.vocab_size = len(tokenizer)
+    t.AutoModel.from_config(config).save_pretrained(folder)
+
+    out, _ = train(tmp_path, folder, data, "--adapt.strategy", "lora")
+    from safetensors.torch import load_file
+
+    saved = load_file(out / "model" / "adapter_model.safetensors")
+    rows = [value for name, value in saved.items() if "trainable_tokens" in name]
+    assert [value.shape[0] for value in rows] == [1]
+    texts, table = tables(out)
+    answers = run_snippet(tmp_path, out, texts[:5])
+    for row, answer in zip(table, answers, strict=False):
+        assert answer == pytest.approx({label: row[f"probability:{label}"] for label in answer}, abs=1e-4)
+
+
+def test_the_weights_with_the_best_score_are_kept(tmp_path, checkpoint, data, monkeypatch):
+    """Scores that rise and fall: the model is that of the second of four epochs."""
+    from graftkit.tasks.text_classification import TextClassification
+
+    scores, weights = iter([0.1, 0.9, 0.5, 0.2]), []
+    monkeypatch.setattr(TextClassification, "score", lambda self, records: {"macro_f1": next(scores)})
+    predict = TextClassification.predict
+
+    def remember(self, model, batch):
+        weights.append(model.classifier.weight.detach().clone())
+        return predict(self, model, batch)
+
+    monkeypatch.setattr(TextClassification, "predict", remember)
+    out, _ = train(tmp_path, checkpoint("bert"), data, "--train.epochs", 4)
+    from safetensors.torch import load_file
+
+    kept = load_file(out / "model" / "model.safetensors")["classifier.weight"]
+    assert [bool((kept == w).all()) for w in weights[:4]] == [False, True, False, False]
+    assert json.loads((out / "run.json").read_text())["training"]["best"] == {"update": 12, "score": 0.9}
 
 
 def test_early_stopping_keeps_the_best(tmp_path, checkpoint, data):

@@ -79,11 +79,13 @@ def _last(headed: Headed, config: AdaptConfig) -> Adapted:
     path, count = find_blocks(headed.model)
     if config.blocks > count:
         raise UserError(f"--adapt.blocks {config.blocks}: {path} has {count} blocks; --adapt.strategy full trains all")
-    first = f"{path}.{count - config.blocks}."
+    first, parent = f"{path}.{count - config.blocks}.", path.rpartition(".")[0]
+    beside = f"{parent}." if parent != headed.model.base_model_prefix else None  # an encoder's own, such as positions
     reached = False  # parameters are in the order of the network: those behind the first such block train
     for name, parameter in headed.model.named_parameters():
         reached = reached or name.startswith(first)
-        parameter.requires_grad = reached or name in headed.head
+        feeds_frozen = beside is not None and name.startswith(beside) and not name.startswith(f"{path}.")
+        parameter.requires_grad = (reached and not feeds_frozen) or name in headed.head
     blocks = "block trains" if config.blocks == 1 else f"{config.blocks} blocks train"
     description = f"the last {blocks} ({path}, of {count}), with what follows and the head"
     return Adapted(headed.model, headed.head, description)
@@ -102,7 +104,8 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
         modules_to_save=head_modules(headed.model, headed.head),
         trainable_token_indices=headed.new_tokens or None,
     )
-    adapted = get_peft_model(headed.model, settings)
+    commit = getattr(headed.model.config, "_commit_hash", None)  # of the base, which the adapter must name
+    adapted = get_peft_model(headed.model, settings, revision=commit)
     saved = {name for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." in name}
     kinds = sorted({name.rpartition(".")[2] for name in matched})
     return Adapted(

@@ -33,7 +33,7 @@ def resolve(name: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise UserError(f"--backbone.name {name}: the folder holds no checkpoint (no config.json)")
-        return str(folder)
+        return str(folder.resolve())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--backbone.name {name}: no such folder")
     return name

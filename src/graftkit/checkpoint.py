@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class State:
     without_gain: int = 0  # evaluations since
     log_size: int = 0  # bytes of log.jsonl
     processes: int = 1
+    origin: dict[str, Any] = field(default_factory=dict)  # hashes of the rows, and the precision
     scaler: dict[str, Any] | None = None  # of the loss, in fp16
 
 
@@ -48,7 +49,7 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: State) -> 
 
     final = folder / f"update-{state.update:08d}"
     with explain_disk(folder), aside_then_renamed(final) as aside:
-        save_file(_trained(model), aside / WEIGHTS)
+        save_file({name: value.contiguous() for name, value in _trained(model).items()}, aside / WEIGHTS)
         save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER)
         (aside / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     _prune(folder, final, state.best_update)
@@ -59,7 +60,8 @@ def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: State) -> 
 def aside_then_renamed(final: Path) -> Iterator[Path]:
     """A folder to write in, which is synced and renamed to `final` when the block ends well, and removed when not.
 
-    A reader sees the old folder, or the new one whole, also after a crash or a power cut.
+    A reader never sees half a folder. Where `final` was there before, a crash between two renames leaves it beside, as
+    `final.old`; checkpoints have names of their own, so that cannot happen to them.
     """
     aside, old = final.with_name(f"{final.name}.writing"), final.with_name(f"{final.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -121,7 +123,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     keys = model.state_dict().keys()
     values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     values |= {name: b for name, b in model.named_buffers() if name in keys}
-    return {name: value.contiguous() for name, value in values.items()}
+    return values
 
 
 def _copy_into(wanted: dict[str, Tensor], saved: dict[str, Tensor], path: Path) -> None:
@@ -129,6 +131,8 @@ def _copy_into(wanted: dict[str, Tensor], saved: dict[str, Tensor], path: Path) 
         odd = sorted(wanted.keys() ^ saved.keys())[:3]
         raise UserError(f"{path}: not a checkpoint of this model ({', '.join(odd)} on one side only)")
     for name, value in wanted.items():
+        if value.shape != saved[name].shape:
+            raise UserError(f"{path}: not a checkpoint of this model ({name} has another shape)")
         value.copy_(saved[name])
 
 
@@ -146,7 +150,7 @@ def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _prune(folder: Path, final: Path, best_update: int) -> None:
-    for path in folder.glob("update-????????"):
+    for path in folder.iterdir():
         if path == final:
             continue
         if path.name == f"update-{best_update:08d}":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import os
 import sys
@@ -110,7 +111,11 @@ def start(
     try:
         main(parse(config_class, argv, description=description))
     except UserError as error:
-        _exit(f"error: {error}", 2)
+        _exit(f"error: {error}", 2, everywhere=error.everywhere)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _exit("error: the disk is full; what was saved is whole. Free space, then --run.resume", 2, everywhere=True)
     except Stopped as stopped:
         _exit(str(stopped), stopped.code)
     except KeyboardInterrupt:
@@ -118,8 +123,8 @@ def start(
     return 0
 
 
-def _exit(line: str, code: int) -> NoReturn:
-    if _is_first_process():
+def _exit(line: str, code: int, *, everywhere: bool = False) -> NoReturn:
+    if everywhere or _is_first_process():
         print(line, file=sys.stderr)
     raise SystemExit(code)
 

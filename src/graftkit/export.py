@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-UNUSED = ".original_module."  # what PEFT keeps of a module that it replaced by a trained copy
+UNUSED = (".original_module.", ".token_adapter.base_layer.")  # what PEFT keeps beside the trained copy
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
 
 
@@ -43,7 +43,11 @@ def load_saved(folder: Path, auto_class: str) -> nn.Module:
 
     if (folder / ADAPTER).exists():
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
-        return auto.from_pretrained(folder, dtype=torch.float32, **adapter_settings(folder)).eval()
+        settings = adapter_settings(folder)
+        padding = settings.pop("pad_token_id")
+        model = auto.from_pretrained(folder, dtype=torch.float32, **settings).eval()
+        model.config.pad_token_id = padding  # not before: PEFT adds the row of a new token after loading the base
+        return model
     return getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
 
 
@@ -70,7 +74,8 @@ def check_saved(trained: nn.Module, saved: nn.Module) -> None:
     import torch
 
     ours, theirs = (
-        {name: value for name, value in model.state_dict().items() if UNUSED not in name} for model in (trained, saved)
+        {name: value for name, value in model.state_dict().items() if not any(part in name for part in UNUSED)}
+        for model in (trained, saved)
     )
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs or not torch.equal(ours[name].cpu(), theirs[name].cpu()):
@@ -97,9 +102,10 @@ folder = {folder!r}
 saved = json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))
 labels = dict(enumerate(saved["labels"]))
 model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, dtype="float32", pad_token_id=saved["pad_token_id"],
+    folder, dtype="float32",
     num_labels=len(labels), id2label=labels, label2id={{label: i for i, label in labels.items()}},
 )
+model.config.pad_token_id = saved["pad_token_id"]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")
 for row in model(**inputs).logits.softmax(-1).tolist():

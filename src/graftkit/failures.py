@@ -17,12 +17,13 @@ DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "F
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def check_finite(loss: float, update: int, ids: Sequence[str]) -> None:
-    """Raise UserError where the loss of an update is not a number; the weights have not been stepped yet."""
-    if not math.isfinite(loss):
+def check_finite(loss: float, norm: float, update: int, ids: Sequence[str]) -> None:
+    """Raise UserError where an update's loss or the norm of its gradient is not finite, before the weights step."""
+    what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
+    if not math.isfinite(value):
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise UserError(
-            f"the loss of update {update} is {loss}; its rows: {shown}. The last checkpoint is good: "
+            f"the {what} of update {update} is {value}; its rows: {shown}. The last checkpoint is good: "
             "look at these rows, or set a lower --train.lr, or --run.precision fp32"
         )
 
@@ -39,7 +40,8 @@ def explain_memory(rows: np.ndarray, lengths: np.ndarray | None, batch_size: int
         raise UserError(
             f"out of memory with {batch_size} rows{longest} per forward pass; set a smaller --train.batch_size "
             "(with a larger --train.accumulate for the same update), a smaller --backbone.max_length, "
-            "--train.checkpointing true, or --adapt.strategy lora, last or head"
+            "--train.checkpointing true, or --adapt.strategy lora, last or head",
+            everywhere=True,
         ) from error
 
 

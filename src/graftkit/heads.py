@@ -36,11 +36,11 @@ def load_classifier(config: BackboneConfig, labels: list[str], tokenizer: PreTra
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
         problem_type="single_label_classification",
-        pad_token_id=tokenizer.pad_token_id,
     )
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id  # not before: it may be the new row
     outside = _outside_backbone(model)
     if outside - new and _source_labels(config) != labels:
         _start_anew(model, outside - new)

@@ -25,8 +25,10 @@ def choose_precision(wanted: str, device: str) -> str:
         best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     else:
         best = "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
-    if wanted == "fp16" and device == "cpu":
-        raise UserError("--run.precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if wanted == "fp16" and device != "cuda":
+        raise UserError(f"--run.precision fp16 needs a CUDA GPU, this runs on {device}; use bf16 or fp32")
+    if wanted == "bf16" and device == "cuda" and best == "fp16":
+        raise UserError("--run.precision bf16: this GPU has none; use fp16, auto or fp32")
     return best if wanted == "auto" else wanted
 
 

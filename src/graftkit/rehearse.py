@@ -11,7 +11,7 @@ from graftkit.feed import Feed
 from graftkit.machine import peak_memory
 from graftkit.run import Run
 from graftkit.task import Lengths, Task
-from graftkit.train import TrainConfig, accumulate_gradients, prepare
+from graftkit.train import TrainConfig, accumulate_gradients, planned_updates, prepare
 
 if TYPE_CHECKING:
     from graftkit.data import Splits
@@ -39,11 +39,11 @@ def rehearse(
         start = time.perf_counter()
         with explain_memory(update.rows, feed.lengths, config.batch_size):
             accumulate_gradients(run.accelerator, task, model, update).item()
-        optimizer.step()
-        optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    updates = min(config.epochs * feed.updates_per_epoch, config.max_steps or 10**12)
-    per_update = min(seconds[1:], default=seconds[0])
+    updates = planned_updates(feed, config)
+    per_update = sum(seconds[1:]) / len(seconds[1:]) if seconds[1:] else seconds[0]  # the first one warms up
     estimate = {"updates": updates, "seconds": round(updates * per_update, 1), "memory": peak_memory()}
     run.say(
         f"dry run: {updates} updates of {feed.rows_per_update} rows at {per_update:.2f} s take about "

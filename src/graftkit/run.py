@@ -69,7 +69,9 @@ class Run:
         self.settings: RunConfig = config.run
         self.seed: int = config.run.seed
         self.config = to_dict(config)
+        self.config_yaml = to_yaml(config, leave_out=NOT_KEPT)
         self.headline = ""  # settled when the task is known
+        self.spent, self.peak = 0.0, {}  # seconds and GiB of earlier parts of this run
         self.started = time.perf_counter()
         self.record: dict[str, Any] = {
             "graftkit": __version__,
@@ -102,7 +104,7 @@ class Run:
         if not self.main:
             return
         with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(event, allow_nan=False) + "\n")
         timing = {"update": event.get("update"), "seconds": round(time.perf_counter() - self.started, 3)}
         with open(self.folder / "timing.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(timing) + "\n")
@@ -134,10 +136,13 @@ class Run:
 
     def save_record(self) -> None:
         """Write run.json as it stands."""
-        self.record["seconds"]["total"] = round(time.perf_counter() - self.started, 3)
-        self.record["peak_memory_gib"] = peak_memory()
+        self.record["seconds"]["total"] = round(self.spent + time.perf_counter() - self.started, 3)
+        now = peak_memory()
+        self.record["peak_memory_gib"] = {
+            name: None if value is None else max(value, self.peak.get(name) or 0.0) for name, value in now.items()
+        }
         if self.main:
-            write_json(self.folder / "run.json", self.record)
+            write_aside(self.folder / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
     def introduce(self, task: Any, splits: Any) -> None:
         """Say which rows there are, and settle the headline. Raises UserError for a headline that the task lacks."""
@@ -145,11 +150,35 @@ class Run:
         if self.headline not in task.headlines:
             known = ", ".join(task.headlines)
             raise UserError(f"--run.headline {self.headline}: this task has {known} (higher is better)")
+        if not self.settings.dry_run:
+            self.once(self._claim_folder)
+        if self.settings.trackers and not self.settings.dry_run:
+            flat = {f"{section}.{k}": str(v) for section, values in self.config.items() for k, v in values.items()}
+            self.accelerator.init_trackers(f"graftkit-{self.record['recipe']}", config=flat)
         self.record |= {"task": task.name, "headline": self.headline, "labels": task.labels, "data": splits.facts}
         for note in splits.notes:
             self.say(note)
         for warning in splits.warnings:
             self.say(warning, warning=True)
+
+    def _claim_folder(self) -> None:
+        """Make the folder, in place of an earlier run where that was asked for, and put the settings in it."""
+        if self.settings.overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--run.out {self.folder} cannot be made: {error.strerror}") from error
+        if not (self.folder / "config.yaml").exists():
+            write_aside(self.folder / "config.yaml", self.config_yaml)
+
+    def continue_record(self, before: dict[str, Any]) -> None:
+        """Take over from the record of a run that is resumed: its command, and the time and memory spent."""
+        self.record["command"] = before["command"]
+        self.record["seconds"] = dict(before["seconds"])
+        self.record |= {name: before[name] for name in ("training",) if name in before}
+        self.spent = before["seconds"].get("total", 0.0)
+        self.peak = before.get("peak_memory_gib") or {}
 
     def describe(self, adapted: Any, config: Any) -> None:
         """Say what trains, of how much."""
@@ -167,16 +196,19 @@ class Run:
 
 
 def once(state: Any, action: Callable[[], T]) -> T:
-    """Run `action` on the main process alone; every process gets its result, or its UserError."""
+    """Run `action` on the main process alone; every process gets its result, or an error, and none waits for ever."""
     from accelerate.utils import broadcast_object_list
 
     outcome: list[Any] = [None, None]
+    failure: Exception | None = None
     if state.is_main_process:
         try:
             outcome[0] = action()
-        except UserError as error:
-            outcome[1] = str(error)
+        except Exception as error:
+            failure, outcome[1] = error, str(error)
     broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
@@ -200,11 +232,11 @@ def open_run(recipe: str, config: Any) -> Run:
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
     precision = choose_precision(settings.precision, state.device.type)
-    folder = Path(once(state, lambda: str(_prepare_folder(recipe, config))))
+    folder = Path(once(state, lambda: str(_choose_folder(recipe, config))))
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=settings.trackers,
+        log_with=_known_trackers(settings.trackers or []),
         project_dir=str(folder),
     )
     run = Run(accelerator, folder, config, recipe)
@@ -214,10 +246,8 @@ def open_run(recipe: str, config: Any) -> Run:
         "device": str(accelerator.device),
         "precision": precision,
     }
-    if settings.trackers:
-        _start_trackers(run, recipe)
-    if run.main and not settings.dry_run:
-        (folder / "config.yaml").write_text(to_yaml(config, leave_out=NOT_KEPT), encoding="utf-8")
+    if settings.resume and (folder / "run.json").exists():
+        run.continue_record(json.loads((folder / "run.json").read_text(encoding="utf-8")))
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
     run.say(
         f"{recipe} in {folder} on {accelerator.device.type} ({processes}, {run.record['threads']} threads, {precision})"
@@ -226,7 +256,8 @@ def open_run(recipe: str, config: Any) -> Run:
     return run
 
 
-def _prepare_folder(recipe: str, config: Any) -> Path:
+def _choose_folder(recipe: str, config: Any) -> Path:
+    """The folder that the run will have; nothing in it is touched before the data are found good."""
     settings: RunConfig = config.run
     if settings.dry_run:
         folder = Path(tempfile.mkdtemp(prefix="graftkit-dry-run-"))
@@ -244,11 +275,6 @@ def _prepare_folder(recipe: str, config: Any) -> Path:
             raise UserError(f"--run.out {folder} is not empty; set --run.resume, --run.overwrite or another folder")
         if not (folder / "config.yaml").exists():
             raise UserError(f"--run.overwrite: {folder} holds no run of graftkit, so nothing in it is deleted")
-        shutil.rmtree(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--run.out {folder} cannot be made: {error.strerror}") from error
     return folder
 
 
@@ -268,12 +294,17 @@ def _check_resume(config: Any) -> Path:
     return folder
 
 
-def _start_trackers(run: Run, recipe: str) -> None:
-    flat = {f"{section}.{name}": str(value) for section, values in run.config.items() for name, value in values.items()}
-    try:
-        run.accelerator.init_trackers(f"graftkit-{recipe}", config=flat)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"--run.trackers {','.join(run.settings.trackers or [])}: {error}") from error
+def _known_trackers(names: list[str]) -> list[str]:
+    from accelerate.tracking import get_available_trackers
+
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise UserError(
+            f"--run.trackers {','.join(missing)}: not installed, or no tracker of Accelerate; "
+            f"installed: {', '.join(available) or 'none'}"
+        )
+    return names
 
 
 def _warn_of_missing_processes(run: Run) -> None:
@@ -293,15 +324,15 @@ def _scalars(event: dict[str, Any]) -> dict[str, float]:
     return flat | {name: value for name, value in event.items() if name not in ("dev", "update")}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside, then rename, so that a reader never sees half of it."""
-    aside = path.with_suffix(".writing")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_aside(path: Path, text: str) -> None:
+    """Write a text aside, then rename it, so that a reader never sees half of it."""
+    aside = path.with_name(f"{path.name}.writing")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)
 
 
 def _quiet() -> None:
-    """One voice on the terminal: ours. Warnings of the libraries stay."""
+    """One voice on the terminal: ours."""
     import datasets
     import transformers
 

@@ -43,5 +43,6 @@ class Stop:
 
         asked = torch.tensor(float(self.signal or 0), device=accelerator.device)
         highest = int(accelerator.gather(asked).max())
-        self.signal = highest or None
+        if highest:  # a signal that came since is kept for the next time
+            self.signal = highest
         return highest > 0

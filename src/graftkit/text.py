@@ -104,7 +104,9 @@ def pad(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> d
 
 
 def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
-    """Tokens of each row of each split; says how long they are, and how many are cut."""
+    """Tokens that are read of each row of each split; says how long the rows are, and how many are cut."""
+    import numpy as np
+
     lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev", "test")}
     facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length)
     run.record["lengths"] = facts
@@ -113,7 +115,7 @@ def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
         f"tokens a row: half have at most {half}, 90% {most}, 99% {nearly_all}, the longest {longest}; "
         f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%}) are cut to {facts['max_length']}"
     )
-    return lengths
+    return {name: np.minimum(counts, facts["max_length"]) for name, counts in lengths.items()}
 
 
 def describe_lengths(lengths: np.ndarray, max_length: int) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from graftkit import checkpoint
 from graftkit.adapt import Adapted, set_training_mode
-from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive
+from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive, differences
 from graftkit.errors import Stopped, UserError
 from graftkit.evaluate import predict_rows
 from graftkit.failures import check_finite, explain_memory, ids_of
@@ -74,7 +75,7 @@ def train(
     """
     accelerator = run.accelerator
     feed = Feed(task, splits.train, lengths["train"], config.batch_size, config.accumulate, run.seed, accelerator)
-    updates = min(config.epochs * feed.updates_per_epoch, config.max_steps or 10**12)
+    updates = planned_updates(feed, config)
     model, optimizer = prepare(accelerator, adapted, config)
     state = _resume(run, model, optimizer)
     _say_plan(run, feed, updates, state)
@@ -89,31 +90,42 @@ def train(
                 factor = set_lr(optimizer, state.stepped, updates, config.warmup)
                 with explain_memory(update.rows, feed.lengths, config.batch_size):
                     loss = accumulate_gradients(accelerator, task, model, update).item()
-                check_finite(loss, state.update + 1, ids_of(splits.train, update.rows))
-                norm = accelerator.clip_grad_norm_(model.parameters(), config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
+                    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+                    stepped = not skips_step(accelerator, loss, norm)
+                    if stepped:
+                        check_finite(loss, norm, state.update + 1, ids_of(splits.train, update.rows))
+                    optimizer.step()
+                    optimizer.zero_grad()
 
                 state.update += 1
-                state.stepped += not accelerator.optimizer_step_was_skipped
-                run.log({"update": state.update, "loss": loss, "norm": float(norm), "lr": config.lr * factor})
+                state.stepped += stepped
+                event = {"loss": loss, "norm": norm if stepped else None, "lr": config.lr * factor}
+                run.log({"update": state.update, **event})
                 progress.step(len(update.rows), loss)
                 if state.update in (updates, (epoch + 1) * feed.updates_per_epoch):
                     break  # what follows evaluates before it saves
-                if stop.agreed(accelerator) or state.update % (config.save_every or updates) == 0:
+                asked = stop.agreed(accelerator)
+                if asked or state.update % (config.save_every or updates) == 0:
                     _save(run, model, optimizer, state)
-                    _leave_if_asked(run, stop, state)
+                if asked:
+                    _leave(run, stop, state)
 
             records = predict_rows(accelerator, task, model, splits.dev, lengths["dev"])
             _keep_best(run, task.score(records), state, epoch, progress)
             _save(run, model, optimizer, state)
             if stop.agreed(accelerator):
-                _leave_if_asked(run, stop, state)
+                _leave(run, stop, state)
 
     _record(run, feed, state, updates, progress)
     trained = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     checkpoint.load_weights(checkpoint.best(run.folder / CHECKPOINTS, state), trained)
     return trained.eval()
+
+
+def planned_updates(feed: Feed, config: TrainConfig) -> int:
+    """How many updates a run has, if it is not stopped early."""
+    updates = config.epochs * feed.updates_per_epoch
+    return updates if config.max_steps is None else min(updates, config.max_steps)
 
 
 def accumulate_gradients(accelerator: Accelerator, task: Task, model: nn.Module, update: Update) -> Tensor:
@@ -143,6 +155,11 @@ def prepare(accelerator: Accelerator, adapted: Adapted, config: TrainConfig) -> 
     return accelerator.prepare(adapted.model, optimizer)
 
 
+def skips_step(accelerator: Accelerator, loss: float, norm: float) -> bool:
+    """Whether fp16's loss scaling leaves the weights alone, and lowers its scale, since the gradient overflowed."""
+    return accelerator.scaler is not None and math.isfinite(loss) and not math.isfinite(norm)
+
+
 def seed_dropout(seed: int, update: int, process: int) -> None:
     """Make the random draws of an update a function of (seed, update, process), so that there is no state to save."""
     import numpy as np
@@ -161,8 +178,11 @@ def _resume(run: Run, model: nn.Module, optimizer: Optimizer) -> checkpoint.Stat
     path = checkpoint.newest(run.folder / CHECKPOINTS)
     if path is None:
         run.cut_log(0)
-        return checkpoint.State(processes=accelerator.num_processes)
+        return checkpoint.State(processes=accelerator.num_processes, origin=_origin(run))
     state = checkpoint.read_state(path)
+    changed = differences(state.origin, _origin(run))
+    if changed:
+        raise UserError(f"--run.resume: not what the run was started with: {'; '.join(changed)}")
     if state.processes != accelerator.num_processes:
         raise UserError(
             f"--run.resume: the run was started with {state.processes} processes, this one has "
@@ -177,23 +197,28 @@ def _resume(run: Run, model: nn.Module, optimizer: Optimizer) -> checkpoint.Stat
     return state
 
 
+def _origin(run: Run) -> dict[str, Any]:
+    """What must not change under a run that is resumed, beside its settings: the rows, and the settled precision."""
+    splits = {name: facts["sha256"] for name, facts in run.record["data"]["splits"].items()}
+    return {"rows": splits, "precision": run.record["precision"]}
+
+
 def _save(run: Run, model: nn.Module, optimizer: Optimizer, state: checkpoint.State) -> None:
     accelerator = run.accelerator
     state.scaler = None if accelerator.scaler is None else accelerator.scaler.state_dict()
     state.log_size = run.log_size()
     plain = accelerator.unwrap_model(model)
     run.once(lambda: checkpoint.save(run.folder / CHECKPOINTS, plain, optimizer.optimizer, state))
-
-
-def _leave_if_asked(run: Run, stop: Stop, state: checkpoint.State) -> None:
-    """Raise Stopped, with the command that goes on, where the run was asked to stop."""
-    if stop.signal is None:
-        return
     run.save_record()
+
+
+def _leave(run: Run, stop: Stop, state: checkpoint.State) -> NoReturn:
+    """Raise Stopped, with the way to go on."""
+    run.end()
     name = signal.Signals(stop.signal).name
     raise Stopped(
         f"stopped by {name} after update {state.update}, which is saved; to go on, give the same command with "
-        f"--run.out {run.folder} --run.resume",
+        f"--run.out {run.folder} --run.resume (and without --run.overwrite)",
         128 + stop.signal,
     )
 
@@ -223,7 +248,12 @@ def _say_plan(run: Run, feed: Feed, updates: int, state: checkpoint.State) -> No
 
 
 def _record(run: Run, feed: Feed, state: checkpoint.State, updates: int, progress: Progress) -> None:
+    if not progress.seen:
+        return  # a finished run was resumed; its record stands
     finished = state.update == updates
+    if not finished:
+        run.say(f"stopped early: {state.without_gain} epochs without a better {run.headline} on dev")
+    run.say(f"the weights after update {state.best_update} are kept: {run.headline} {state.best_score:.4f} on dev")
     run.record["training"] = {
         "updates": state.update,
         "epochs": round(state.update / feed.updates_per_epoch, 2),

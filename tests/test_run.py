@@ -1,0 +1,91 @@
+"""The folder of a run, and what a user can get wrong about it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from conftest import finish, launch, run_recipe
+
+from graftkit.errors import UserError
+from graftkit.machine import processes_asked_for
+
+
+@pytest.fixture
+def words(checkpoint, data):
+    return ["--backbone.name", checkpoint("bert"), "--data.path", data, "--train.max_steps", 1]
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_stays(tmp_path, words):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"is not empty; set --run.resume, --run.overwrite or another"):
+        run_recipe("text_classify", *words, "--run.out", tmp_path)
+    with pytest.raises(UserError, match="holds no run of graftkit, so nothing in it is deleted"):
+        run_recipe("text_classify", *words, "--run.out", tmp_path, "--run.overwrite")
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_overwriting_waits_until_the_data_are_found_good(tmp_path, words):
+    out = tmp_path / "run"
+    run_recipe("text_classify", *words, "--run.out", out)
+    before = (out / "metrics.json").read_bytes()
+    with pytest.raises(UserError, match=r"nowhere\.csv"):
+        run_recipe("text_classify", *words, "--data.path", "nowhere.csv", "--run.out", out, "--run.overwrite")
+    assert (out / "metrics.json").read_bytes() == before
+    run_recipe("text_classify", *words, "--run.seed", 3, "--run.out", out, "--run.overwrite")
+    assert (out / "metrics.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--run.resume",), "--run.resume needs --run.out"),
+        (("--run.resume", "--run.out", "nowhere"), "nowhere holds no run"),
+        (("--run.resume", "--run.overwrite", "--run.out", "x"), "exclude each other"),
+        (("--run.headline", "log_loss"), "this task has macro_f1, accuracy"),
+        (("--run.trackers", "tensorbord"), "--run.trackers tensorbord: not installed, or no tracker"),
+        (("--run.precision", "fp16"), "fp16 needs a CUDA GPU"),
+        (("--backbone.name", "./nowhere"), "--backbone.name ./nowhere: no such folder"),
+        (("--backbone.max_length", 4000), "this checkpoint reads at most"),
+    ],
+)
+def test_a_mistake_is_a_line_that_names_the_way_out(words, more, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said) as error:
+        run_recipe("text_classify", *words, *more)
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_exits_with_2_and_no_traceback(words):
+    said = finish(launch("text_classify", *words, "--train.lr", "-1"), code=2)
+    assert said == "error: --train.lr must be a number above 0, not '-1'\n"
+
+
+def test_a_pickle_is_not_read(tmp_path, checkpoint, words):
+    import shutil
+
+    import torch
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(checkpoint("bert"), folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds pickled weights \(.bin\) only, which can run code"):
+        run_recipe("text_classify", *words, "--backbone.name", folder, "--run.out", tmp_path / "run")
+
+
+def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
+    import psutil
+
+    def parent(*words):
+        fake = type("Fake", (), {"__init__": lambda self, pid: None, "cmdline": lambda self: list(words)})
+        monkeypatch.setattr(psutil, "Process", fake)
+
+    parent(sys.executable, "accelerate", "launch", "--cpu", "--num_processes", "2", "recipe.py")
+    assert processes_asked_for() == 2
+    parent(sys.executable, "accelerate", "launch", "--num_processes=4", "recipe.py")
+    assert processes_asked_for() == 4
+    parent(sys.executable, "accelerate", "launch", "recipe.py")
+    assert processes_asked_for() is None
+    parent("bash")
+    assert processes_asked_for() is None
