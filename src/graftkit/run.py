@@ -236,7 +236,7 @@ def open_run(recipe: str, config: Any) -> Run:
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision={"fp32": "no"}.get(precision, precision),
-        log_with=_known_trackers(settings.trackers or []),
+        log_with=_known_trackers(settings.trackers),
         project_dir=str(folder),
     )
     run = Run(accelerator, folder, config, recipe)
@@ -294,7 +294,9 @@ def _check_resume(config: Any) -> Path:
     return folder
 
 
-def _known_trackers(names: list[str]) -> list[str]:
+def _known_trackers(names: list[str] | None) -> list[str] | None:
+    if not names:
+        return None
     from accelerate.tracking import get_available_trackers
 
     available = sorted(str(tracker) for tracker in get_available_trackers())

@@ -115,7 +115,10 @@ def label_rows(split: str, table: Table, columns: Columns) -> LabelledRows:
             raise UserError(f"no column {name!r} in {table.where}; found {listed}. Set --data.{role}")
     data = table.rows.select_columns(list(wanted.values())).with_format("arrow")[:]
     names = class_names(table, columns.label)
-    rows = {"number": table.numbers, "id": pa.array([f"{split}-{number}" for number in table.numbers], pa.string())}
+    rows = {
+        "number": table.numbers,
+        "id": pa.array([f"{split}-{number}" for number in table.numbers.tolist()], pa.string()),
+    }
     for role, name in wanted.items():
         rows[role] = _as_strings(
             data.column(name), names if role == "label" else None, f"{table.where}: column {name!r}", role
