@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.errors import UserError
+from graftkit.task import Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,10 +18,14 @@ DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "F
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def check_finite(loss: float, norm: float, update: int, ids: Sequence[str]) -> None:
-    """Raise UserError where an update's loss or the norm of its gradient is not finite, before the weights step."""
+def check_finite(loss: float, norm: float, update: int, rows: Sequence[Row], indices: np.ndarray) -> None:
+    """Raise UserError where an update's loss or the norm of its gradient is not finite, before the weights step.
+
+    It names the rows of the update: those of `rows` at `indices`.
+    """
     what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", norm)
     if not math.isfinite(value):
+        ids = [rows[int(i)]["id"] for i in indices]
         shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
         raise UserError(
             f"the {what} of update {update} is {value}; its rows: {shown}. The last checkpoint is good: "
@@ -56,8 +61,3 @@ def explain_disk(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: the disk is full; what was saved is whole. Free space, then --run.resume"
         ) from error
-
-
-def ids_of(rows: Any, indices: np.ndarray) -> list[str]:
-    """The ids of some rows of a split."""
-    return [rows[int(i)]["id"] for i in indices]

@@ -13,7 +13,7 @@ from graftkit.adapt import Adapted, set_training_mode
 from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive, differences
 from graftkit.errors import Stopped, UserError
 from graftkit.evaluate import predict_rows
-from graftkit.failures import check_finite, explain_memory, ids_of
+from graftkit.failures import check_finite, explain_memory
 from graftkit.feed import Feed, Update
 from graftkit.optim import make_optimizer, set_lr
 from graftkit.progress import Progress
@@ -93,7 +93,7 @@ def train(
                     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
                     stepped = not skips_step(accelerator, loss, norm)
                     if stepped:
-                        check_finite(loss, norm, state.update + 1, ids_of(splits.train, update.rows))
+                        check_finite(loss, norm, state.update + 1, splits.train, update.rows)
                     optimizer.step()
                     optimizer.zero_grad()
 

@@ -24,25 +24,25 @@ class DataConfig:
     """Which rows to learn from, and which of their columns."""
 
     path: str = "demo"
-    """Data set: a Hub id, a file (it becomes train) or a folder with train, dev and test; 'demo' comes with graftkit"""
+    """data set: a Hub id, a file (it becomes train) or a folder with train, dev and test; 'demo' comes with graftkit"""
     subset: str | None = None
-    """Subset (configuration) of a data set on the Hub"""
+    """subset (configuration) of a data set on the Hub"""
     train: str | None = None
-    """Training rows: a file, or a split of the path (by default the one named train)"""
+    """training rows: a file, or a split of the path (by default the one named train)"""
     dev: str | None = None
-    """Rows that choose the best checkpoint: a file or a split (by default dev or validation, else cut from train)"""
+    """rows that choose the best checkpoint: a file or a split (by default dev or validation, else cut from train)"""
     test: str | None = None
-    """Rows for the final scores: a file or a split (by default the one named test, else cut from train)"""
+    """rows for the final scores: a file or a split (by default the one named test, else cut from train)"""
     text: str | None = None
-    """Column of the text (by default the only one named like a text)"""
+    """column of the text (by default the only one named like a text)"""
     text_pair: str | None = None
-    """Column of a second text that belongs to the first"""
+    """column of a second text that belongs to the first"""
     label: str | None = None
-    """Column of the label (by default the only one named like a label)"""
+    """column of the label (by default the only one named like a label)"""
     bad_rows: Literal["error", "drop"] = "error"
-    """What becomes of bad rows: an error that names them, or they are dropped and counted"""
+    """what becomes of bad rows: an error that names them, or they are dropped and counted"""
     max_rows: AtLeastOne | None = None
-    """At most so many rows of train, every class in its share"""
+    """at most so many rows of train, every class in its share"""
 
 
 @dataclass(frozen=True)
