@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint import aside_then_renamed
@@ -44,7 +45,11 @@ def finish(run: Run, task: Any, model: nn.Module, splits: Splits, lengths: Lengt
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
-        print(f"\n{metrics_text(metrics)}\n\nmodel   {folder}\nreport  {run.folder / 'report.md'}", flush=True)
+        load = textwrap.indent(run.record["snippet"], "    ")
+        print(
+            f"\n{metrics_text(metrics)}\n\nreport: {run.folder / 'report.md'}\nload the model with:\n\n{load}",
+            flush=True,
+        )
     run.end()
     return metrics
 
