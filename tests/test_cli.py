@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from threading import Timer
 
 import numpy as np
@@ -199,6 +200,8 @@ def test_an_adapter_answers_by_the_names_of_its_labels(adapter, predict, tmp_pat
     )
     assert list(answers[0]["probabilities"]) == ["bird", "fruit", "Werkzeug ü"]
     check(answers, expected)
+    predict(adapter, tmp_path / "rows.txt", "--output", tmp_path / "out.jsonl")
+    assert '"Werkzeug ü": ' in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "distilbert"])
@@ -274,7 +277,9 @@ def is_open(descriptor, file):
 
 def test_a_slow_writer_is_answered_line_by_line_and_an_interrupt_is_one_line(run):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([*GRAFT, "predict", run, "-"], **pipes, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    obey = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    process = subprocess.Popen([*GRAFT, "predict", run, "-"], **pipes, text=True, env=buffered, preexec_fn=obey)
     give_up = Timer(120, process.kill)
     give_up.start()
     for number in (1, 2, 3):
