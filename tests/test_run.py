@@ -74,6 +74,30 @@ def test_a_pickle_is_not_read(tmp_path, checkpoint, words):
         run_recipe("text_classify", *words, "--backbone.name", folder, "--run.out", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (("accelerate", "launch", "recipe.py"), {}, 7),
+        (("accelerate", "launch", "recipe.py"), {"OMP_NUM_THREADS": "1"}, 1),
+        (("accelerate", "launch", "--num_cpu_threads_per_process", "1", "recipe.py"), {}, 1),
+        (("bash",), {}, 1),
+    ],
+)
+def test_accelerate_launch_leaves_no_core_idle(monkeypatch, words, environment, expected):
+    import psutil
+    import torch
+
+    from graftkit.machine import use_all_cores
+
+    given = []
+    fake = type("Fake", (), {"cmdline": lambda self: list(words), "environ": lambda self: environment})
+    monkeypatch.setattr(psutil, "Process", lambda pid: fake())
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 7)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    use_all_cores()
+    assert given == ([7] if expected == 7 else [])
+
+
 def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
     import psutil
 

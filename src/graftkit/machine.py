@@ -110,6 +110,24 @@ def git_commit() -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
+def use_all_cores() -> None:
+    """Take the cores that `accelerate launch` leaves idle: it sets one thread for a lone process on a CPU.
+
+    What the user asked for (OMP_NUM_THREADS, --num_cpu_threads_per_process) stays.
+    """
+    import psutil
+    import torch
+
+    try:
+        launcher = psutil.Process(os.getppid())
+        words, environment = launcher.cmdline(), launcher.environ()
+    except psutil.Error:
+        return
+    asked = "OMP_NUM_THREADS" in environment or any("num_cpu_threads" in word.replace("-", "_") for word in words)
+    if "launch" in words and not asked:
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+
+
 def processes_asked_for() -> int | None:
     """What `--num_processes` of `accelerate launch` says, where this process was started by it."""
     import psutil

@@ -26,6 +26,7 @@ from graftkit.machine import (
     peak_memory,
     processes_asked_for,
     threads,
+    use_all_cores,
     versions,
 )
 
@@ -231,6 +232,8 @@ def open_run(recipe: str, config: Any) -> Run:
     settings: RunConfig = config.run
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
+    if state.device.type == "cpu" and state.num_processes == 1:
+        use_all_cores()
     precision = choose_precision(settings.precision, state.device.type)
     folder = Path(once(state, lambda: str(_choose_folder(recipe, config))))
     accelerator = Accelerator(
