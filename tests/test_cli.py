@@ -366,7 +366,14 @@ def test_models_that_cannot_be_used(checkpoint, adapter, refused, tmp_path):
     bare = shutil.copytree(adapter, tmp_path / "bare", ignore=shutil.ignore_patterns("labels.json"))
     assert "an adapter without labels.json" in refused(bare, file)
     broken = shutil.copytree(checkpoint("bert", headless=False), tmp_path / "broken")
+    whole = (broken / "model.safetensors").read_bytes()
+    write(broken / "model.safetensors", whole[: len(whole) // 2])
+    assert f"{broken} cannot be loaded" in refused(broken, file)
     (broken / "model.safetensors").unlink()
+    assert f"{broken} cannot be loaded" in refused(broken, file)
+    settings = json.loads((broken / "config.json").read_text())
+    write(broken / "config.json", json.dumps({**settings, "hidden_size": 64}))
+    shutil.copy(checkpoint("bert", headless=False) / "model.safetensors", broken)
     assert f"{broken} cannot be loaded" in refused(broken, file)
 
 

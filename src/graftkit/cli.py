@@ -160,6 +160,7 @@ def _columns_of_run(folder: Path) -> dict[str, str | None]:
 def load_classifier(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """A saved model in fp32 on the best device, and its tokenizer, ready to cut and pad. UserError if one is broken."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
@@ -168,7 +169,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = load_saved(folder, "AutoModelForSequenceClassification")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: weights of another shape
         raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
     if model.config.num_labels < 2 or model.config.problem_type not in (None, "single_label_classification"):
         raise UserError(f"{folder}: this model does not choose one of several labels, so it is not for graft predict")

@@ -45,7 +45,7 @@ def load_saved(folder: Path, auto_class: str) -> nn.Module:
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
         settings = adapter_settings(folder)
         padding = settings.pop("pad_token_id")
-        model = auto.from_pretrained(folder, dtype=torch.float32, **settings).eval()
+        model = auto.from_pretrained(folder, dtype=torch.float32, ignore_mismatched_sizes=True, **settings).eval()
         model.config.pad_token_id = padding  # not before: PEFT adds the row of a new token after loading the base
         return model
     return getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
@@ -102,7 +102,7 @@ folder = {folder!r}
 saved = json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))
 labels = dict(enumerate(saved["labels"]))
 model = AutoPeftModelForSequenceClassification.from_pretrained(
-    folder, dtype="float32",
+    folder, dtype="float32", ignore_mismatched_sizes=True,
     num_labels=len(labels), id2label=labels, label2id={{label: i for i, label in labels.items()}},
 )
 model.config.pad_token_id = saved["pad_token_id"]
