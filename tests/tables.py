@@ -11,7 +11,6 @@ from accelerate import Accelerator
 
 from graftkit.data import DataConfig, load_splits
 from graftkit.evaluate import predict_rows
-from graftkit.export import load_saved
 from graftkit.report import write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.tasks.text_classification import TextClassification
@@ -23,7 +22,7 @@ from transformers import AutoTokenizer  # noqa: E402
 
 splits = load_splits(DataConfig(path=str(data)), 0)
 task = TextClassification(AutoTokenizer.from_pretrained(run / "model"), splits.labels)
-model = load_saved(run / "model", task.auto_class)
+model = task.load(run / "model")
 if accelerator.is_main_process:
     out.mkdir()
 for split in ("dev", "test"):
@@ -32,7 +31,7 @@ for split in ("dev", "test"):
     assert [record["id"] for record in records] == list(rows["id"])
     if accelerator.is_main_process:
         write_predictions(out, split, records, task.labels)
-        write_rows(out, split, rows)
+        write_rows(out, split, ({"id": row["id"], **task.kept(row)} for row in rows))
 if accelerator.is_main_process:
     for name in ("run.json", "config.yaml"):
         shutil.copy(run / name, out / name)

@@ -58,8 +58,9 @@ def test_a_pooler_that_the_checkpoint_lacks_belongs_to_the_head(checkpoint, tmp_
 @pytest.mark.parametrize("kind", KINDS)
 def test_last_trains_the_top_blocks_and_what_follows(checkpoint, kind):
     found = headed(checkpoint(kind))
-    path, count = find_blocks(found.model)
+    path, count, depths = find_blocks(found.model)
     assert count == 3
+    assert set(depths.values()) == {0, 1, 2, 3, 4}
     adapted = adapt(found, AdaptConfig(strategy="last", blocks=1))
     frozen = {name for name, _ in adapted.model.named_parameters()} - trained(adapted.model)
     assert {name for name in trained(adapted.model) if name.startswith(path)} == {
@@ -104,7 +105,7 @@ def test_the_frozen_part_does_not_drop(checkpoint, kind, strategy):
     seen = []
     boundary = {"head": -1, "last": 1, "lora": 0}[strategy]
     plain = model.get_base_model() if strategy == "lora" else model
-    path, _ = find_blocks(plain)
+    path, _, _ = find_blocks(plain)
     block = plain.get_submodule(path)[boundary]
     hook = block.register_forward_pre_hook if strategy == "lora" else block.register_forward_hook
     hook(lambda module, inputs, *rest: seen.append((inputs[0] if strategy == "lora" else _hidden(rest[0])).detach()))

@@ -32,6 +32,13 @@ def test_out_of_memory_names_rows_lengths_and_flags(error):
     assert "\n" not in str(got.value)
 
 
+def test_memory_that_really_runs_out_is_explained():
+    import torch
+
+    with pytest.raises(UserError, match="out of memory with 4 rows"), explain_memory(np.array([0]), None, 4):
+        torch.empty(2**50)
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(RuntimeError, match="shapes"), explain_memory(np.array([0]), None, 1):
         raise RuntimeError("shapes do not match")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import finish, launch, launch_script
+from conftest import finish, launch, launch_script, run_recipe
 from safetensors.torch import load_file
 
 SPLITS = [(1, 8, 1), (1, 2, 4), (2, 2, 2), (2, 4, 1), (3, 1, 4)]  # processes, batch_size, accumulate
@@ -60,3 +62,30 @@ def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, checkpoin
         assert (tmp_path / "again-2" / name).read_bytes() == kept
     rows = json.loads((run / "metrics.json").read_text())["test"]["rows"]
     assert rows == 19
+
+
+def test_scores_after_training_apart_agree(tmp_path, checkpoint, data):
+    """The same updates on one process and on two round differently; docs/concepts.md states how far that may lead."""
+    found = []
+    for processes, batch_size in ((1, 8), (2, 4)):
+        run = tmp_path / f"run-{processes}"
+        words = ["--backbone.name", checkpoint("bert"), "--data.path", data, "--train.epochs", 3, "--train.lr", 1e-3]
+        words += ["--train.batch_size", batch_size, "--run.precision", "fp32", "--run.out", run]
+        finish(launch("text_classify", *words, processes=processes))
+        table = pq.read_table(run / "predictions-test.parquet")
+        chances = [table[name].to_numpy() for name in table.column_names if name.startswith("probability:")]
+        found.append((np.array(chances), json.loads((run / "metrics.json").read_text())["test"]["scores"]))
+    (alone, scores), (together, others) = found
+    assert np.ptp(alone, axis=1).max() > 0.1  # it learned something that could differ
+    assert np.abs(alone - together).max() < 1e-3
+    assert scores == pytest.approx(others, abs=1e-3)
+
+
+def test_the_batch_size_of_training_does_not_reach_the_tables(tmp_path, checkpoint, data):
+    """At a rate at which no weight moves, runs with other batch sizes save the same weights: their tables are equal."""
+    words = ["--backbone.name", checkpoint("bert"), "--data.path", data, "--train.epochs", 1, "--train.lr", 1e-38]
+    words += ["--train.head_lr", 1e-38, "--train.weight_decay", 0, "--run.precision", "fp32"]
+    for batch_size in (3, 16):
+        run_recipe("text_classify", *words, "--train.batch_size", batch_size, "--run.out", tmp_path / str(batch_size))
+    for name in ("model/model.safetensors", "predictions-test.parquet", "predictions-dev.parquet", "metrics.json"):
+        assert (tmp_path / "3" / name).read_bytes() == (tmp_path / "16" / name).read_bytes(), name

@@ -14,6 +14,7 @@ from graftkit.metrics import classification
 from graftkit.report import metrics_text, write_report
 from graftkit.report.markdown import amount, decimals, duration, escape, fenced, number, percent, shorten, with_interval
 from graftkit.report.tables import read_predictions, read_rows, write_predictions, write_rows
+from graftkit.text import text_hash
 
 LABELS = ["refund", "a|b", "card_lost", "<b>bold</b>"]
 NASTY = [
@@ -55,9 +56,13 @@ def make_run(
     for seed, split in enumerate(("dev", "test")):
         records = make_records(rows, labels, seed, lead)
         write_predictions(folder, split, records, labels)
-        contents = [{"id": record["id"], "text": texts[i % len(texts)]} for i, record in enumerate(records)]
-        if pair:
-            contents = [{**row, "text_pair": "second | text"} for row in contents]
+        fields = [
+            {"text": texts[i % len(texts)]} | ({"text_pair": "second | text"} if pair else {}) for i in range(rows)
+        ]
+        contents = [
+            {"id": record["id"], "sha256": text_hash(*kept.values()), **kept}
+            for record, kept in zip(records, fields, strict=True)
+        ]
         write_rows(folder, split, contents, keep_rows=keep_rows)
     classes = dict.fromkeys(labels, 30)
     splits = {name: {"rows": rows, "sha256": name * 9, "classes": classes} for name in ("train", "dev", "test")}
@@ -157,7 +162,7 @@ def test_the_same_records_make_the_same_bytes(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_table_that_was(tmp_path, monkeypatch):
-    path = write_rows(tmp_path, "test", [{"id": "a", "text": "first"}])
+    path = write_rows(tmp_path, "test", [{"id": "a", "sha256": "1", "text": "first"}])
     before = path.read_bytes()
 
     def fail(table, where, **options):
@@ -166,7 +171,7 @@ def test_a_write_that_fails_leaves_the_table_that_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pyarrow.parquet.write_table", fail)
     with pytest.raises(OSError, match="No space"):
-        write_rows(tmp_path, "test", [{"id": "b", "text": "second"}])
+        write_rows(tmp_path, "test", [{"id": "b", "sha256": "2", "text": "second"}])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -219,28 +224,48 @@ def test_a_folder_that_is_not_whole_is_one_line(tmp_path, break_it, message):
     assert "\n" not in str(error.value)
 
 
-def test_rows_keep_their_texts_or_their_hash_alone(tmp_path):
-    from hashlib import sha256
-
-    rows = [{"id": "a", "text": "naïve", "label": "x"}, {"id": "b", "text": "", "label": "y"}]
-    hashes = [sha256(text.encode()).hexdigest() for text in ("naïve", "")]
-    write_rows(tmp_path, "test", rows)
-    assert read_rows(tmp_path, "test") == [
-        {"id": "a", "sha256": hashes[0], "text": "naïve"},
-        {"id": "b", "sha256": hashes[1], "text": ""},
+def test_rows_keep_their_fields_or_their_hash_alone(tmp_path):
+    rows = [
+        {"id": "a", "sha256": "1", "text": "naïve", "text_pair": None},
+        {"id": "b", "sha256": "2", "text": "", "text_pair": None},
     ]
+    write_rows(tmp_path, "test", rows)
+    kept = [{name: row[name] for name in ("id", "sha256", "text")} for row in rows]
+    assert read_rows(tmp_path, "test") == kept
+    assert read_rows(tmp_path, "test", ["b", "unknown"]) == kept[1:]
     path = write_rows(tmp_path, "test", rows, keep_rows=False)
-    assert read_rows(tmp_path, "test") == [{"id": "a", "sha256": hashes[0]}, {"id": "b", "sha256": hashes[1]}]
+    assert read_rows(tmp_path, "test") == [{"id": "a", "sha256": "1"}, {"id": "b", "sha256": "2"}]
     assert "naïve".encode() not in path.read_bytes()
 
 
-def test_pairs_of_texts_are_kept_and_told_apart(tmp_path):
-    write_rows(
-        tmp_path, "dev", [{"id": "a", "text": "x y", "text_pair": "z"}, {"id": "b", "text": "x", "text_pair": "y z"}]
+def test_rows_are_a_plain_table_of_the_fields_as_they_first_appear(tmp_path):
+    from pyarrow import parquet
+
+    rows = iter(
+        [
+            {"sha256": "1", "path": "a.jpg", "id": "a"},
+            {"id": "b", "thumbnail": b"\xff\xd8", "path": None, "sha256": "2"},
+            {"id": "c", "sha256": "3", "path": "c.jpg", "thumbnail": None},
+        ]
     )
-    first, second = read_rows(tmp_path, "dev")
-    assert (first["text"], first["text_pair"]) == ("x y", "z")
-    assert first["sha256"] != second["sha256"]
+    table = parquet.read_table(write_rows(tmp_path, "test", rows))
+    assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
+        "id": "string",
+        "sha256": "string",
+        "path": "string",
+        "thumbnail": "binary",
+    }
+    assert table.column_names == ["id", "sha256", "path", "thumbnail"]
+    assert table["path"].to_pylist() == ["a.jpg", None, "c.jpg"]
+    assert table["thumbnail"].to_pylist() == [None, b"\xff\xd8", None]
+
+
+def test_the_hash_of_a_text_is_that_of_its_bytes_and_tells_pairs_apart():
+    from hashlib import sha256
+
+    for texts, content in ((("naïve",), "naïve"), (("naïve", None), "naïve"), (("x", "y z"), "x\0y z")):
+        assert text_hash(*texts) == sha256(content.encode()).hexdigest()
+    assert text_hash("x y", "z") != text_hash("x", "y z")
 
 
 # --- metrics.json ------------------------------------------------------------

@@ -116,6 +116,22 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, checkpoint, data, never_
     assert_same(run, never_stopped(1))
 
 
+def test_a_signal_to_one_of_two_processes_stops_both(tmp_path, checkpoint, data, never_stopped):
+    """The launcher of a cluster sends SIGTERM to processes, in any order: all save the same update and end."""
+    run = tmp_path / "run"
+    process = launch("text_classify", *words(checkpoint, data), "--run.out", run, processes=2)
+    assert wait_for(process, run, 5)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "text_classify" in str(p.cmdline())]
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert len(re.findall(r"stopped by SIGTERM after update \d+, which is saved", said)) == 1
+    said = finish(launch("text_classify", *words(checkpoint, data), "--run.out", run, "--run.resume", processes=2))
+    assert "resumed after update" in said
+    assert_same(run, never_stopped(2))
+
+
 def test_a_changed_setting_on_resume_is_an_error_that_lists_it(tmp_path, checkpoint, data, never_stopped):
     changed = [*words(checkpoint, data), "--train.lr", "5e-4", "--run.seed", "3"]
     with pytest.raises(UserError, match=r"settings differ .*train.lr: 0.001 -> 0.0005; run.seed: 0 -> 3"):

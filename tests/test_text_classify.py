@@ -178,14 +178,39 @@ def test_the_weights_with_the_best_score_are_kept(tmp_path, checkpoint, data, mo
     assert json.loads((out / "run.json").read_text())["training"]["best"] == {"update": 12, "score": 0.9}
 
 
-def test_early_stopping_keeps_the_best(tmp_path, checkpoint, data):
-    out, metrics = train(
-        tmp_path, checkpoint("bert"), data, "--train.epochs", 9, "--train.lr", 1e-7, "--train.patience", 2
-    )
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6)])
+def test_early_stopping_waits_for_so_many_epochs_without_gain(
+    tmp_path, checkpoint, data, monkeypatch, patience, epochs
+):
+    from graftkit.tasks.text_classification import TextClassification
+
+    scores = iter([0.1, 0.5, 0.4, 0.6, 0.6, 0.5, 0.9, 0.9])
+    monkeypatch.setattr(TextClassification, "score", lambda self, records: {"macro_f1": next(scores)})
+    out, _ = train(tmp_path, checkpoint("bert"), data, "--train.epochs", 8, "--train.patience", patience)
     record = json.loads((out / "run.json").read_text())["training"]
-    assert record["stopped"] == "early"
-    assert record["updates"] < 9 * 6
-    assert metrics["dev"]["scores"]["macro_f1"] == pytest.approx(record["best"]["score"], abs=1e-9)
+    assert (record["stopped"], record["updates"]) == ("early", epochs * 6)
+    assert record["best"] == {1: {"update": 12, "score": 0.5}, 2: {"update": 24, "score": 0.6}}[patience]
+
+
+def test_pairs_of_texts_train_and_agree_with_a_pipeline(tmp_path, checkpoint):
+    """Only the second text tells."""
+    from conftest import write_csv
+    from transformers import pipeline
+
+    pairs = [("saw", "saw", "tool"), ("saw", "pear", "fruit"), ("pear", "pear", "fruit"), ("pear", "saw", "tool")]
+    rows = [(f"my {a} {'is old ' * (i % 5)}", f"a {b}", label) for i in range(30) for a, b, label in pairs]
+    path = write_csv(tmp_path / "pairs.csv", rows, ("first", "second", "label"))
+    columns = ("--data.text", "first", "--data.text_pair", "second")
+    out, metrics = train(tmp_path, checkpoint("bert"), path, *columns, "--train.epochs", 4, "--train.head_lr", 2e-3)
+    frame = pq.read_table(out / "predictions-test.parquet").to_pylist()
+    kept = pq.read_table(out / "rows-test.parquet").to_pylist()
+    assert {row["text_pair"] for row in kept} == {"a saw", "a pear"}
+    classify = pipeline("text-classification", str(out / "model"), dtype="float32")
+    answers = classify([{"text": row["text"], "text_pair": row["text_pair"]} for row in kept], top_k=None)
+    for row, answer in zip(frame, answers, strict=True):
+        for entry in answer:
+            assert entry["score"] == pytest.approx(row[f"probability:{entry['label']}"], abs=1e-4)
+    assert metrics["test"]["scores"]["accuracy"] == 1.0
 
 
 def test_tensorboard_gets_the_numbers(tmp_path, checkpoint, data):

@@ -30,7 +30,7 @@ class AdaptConfig:
     targets: list[str] | None = None
     """names of the layers that LoRA adapts, such as query,value; by default all linear layers of the blocks"""
     merge: bool = False
-    """save a LoRA run as a plain model, its update added to the weights, instead of an adapter"""
+    """save a LoRA run as a plain model, its update added to the weights, and the adapter beside it (pictures always)"""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,13 @@ def _head(headed: Headed, config: AdaptConfig) -> Adapted:
 
 
 def _last(headed: Headed, config: AdaptConfig) -> Adapted:
-    path, count = find_blocks(headed.model)
+    where, count, depths = find_blocks(headed.model)
     if config.blocks > count:
-        raise UserError(f"--adapt.blocks {config.blocks}: {path} has {count} blocks; --adapt.strategy full trains all")
-    first, parent = f"{path}.{count - config.blocks}.", path.rpartition(".")[0]
-    beside = f"{parent}." if parent != headed.model.base_model_prefix else None  # an encoder's own, such as positions
-    reached = False  # parameters are in the order of the network: those behind the first such block train
+        raise UserError(f"--adapt.blocks {config.blocks}: {where} has {count} blocks; --adapt.strategy full trains all")
     for name, parameter in headed.model.named_parameters():
-        reached = reached or name.startswith(first)
-        feeds_frozen = beside is not None and name.startswith(beside) and not name.startswith(f"{path}.")
-        parameter.requires_grad = (reached and not feeds_frozen) or name in headed.head
+        parameter.requires_grad = depths[name] > count - config.blocks or name in headed.head
     blocks = "block trains" if config.blocks == 1 else f"{config.blocks} blocks train"
-    description = f"the last {blocks} ({path}, of {count}), with what follows and the head"
+    description = f"the last {blocks} ({where}, of {count}), with what follows and the head"
     return Adapted(headed.model, headed.head, description)
 
 
@@ -95,22 +90,22 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
     """LoRA (Hu et al. 2022) through PEFT; the head trains, and is saved, whole."""
     from peft import LoraConfig, get_peft_model
 
-    matched = _lora_targets(headed.model, headed.head, config.targets)
+    matched, skipped = _lora_targets(headed.model, headed.head, config.targets)
     settings = LoraConfig(
-        task_type="SEQ_CLS",
+        task_type=headed.peft_task,
         r=config.rank,
         lora_alpha=config.alpha,
         target_modules="|".join(re.escape(name) for name in matched),
         modules_to_save=head_modules(headed.model, headed.head),
         trainable_token_indices=headed.new_tokens or None,
     )
-    commit = getattr(headed.model.config, "_commit_hash", None)  # of the base, which the adapter must name
+    commit = getattr(getattr(headed.model, "config", None), "_commit_hash", None)  # of the base, for the adapter
     adapted = get_peft_model(headed.model, settings, revision=commit)
     saved = {name for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." in name}
     kinds = sorted({name.rpartition(".")[2] for name in matched})
-    return Adapted(
-        adapted, saved, f"LoRA of rank {config.rank} on {len(matched)} layers ({', '.join(kinds)}), and the head"
-    )
+    left = f", not on {len(skipped)} grouped convolutions ({_some(skipped)})" if skipped else ""
+    description = f"LoRA of rank {config.rank} on {len(matched)} layers ({_some(kinds)}){left}, and the head"
+    return Adapted(adapted, saved, description)
 
 
 STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
@@ -121,38 +116,84 @@ STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
 }
 
 
-def find_blocks(model: nn.Module) -> tuple[str, int]:
-    """The name and length of the list of blocks that holds most of the model's parameters."""
-    from torch import nn
+def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
+    """What the model's blocks are called, how many there are, and the depth of each parameter by name.
 
-    def size(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
+    Depth 0 is what feeds the blocks, 1 the first block, and one more than there are blocks what follows the last one.
+    timm's models say so themselves (`group_matcher`); in others the blocks are the list of modules that holds most
+    parameters. Raises UserError where there is none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if hasattr(model, "group_matcher"):
+        return _blocks_by_matcher(model, names)
+    from torch import nn
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UserError(f"{type(model).__name__} has no list of blocks; choose --adapt.strategy full, head or lora")
-    name, blocks = max(lists, key=lambda entry: size(entry[1]))
-    return name, len(blocks)
+        raise UserError(f"{type(model).__name__} has no list of blocks; choose --adapt.strategy full or head")
+    path, blocks = max(lists, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
+    count, parent = len(blocks), path.rpartition(".")[0]
+    beside = f"{parent}." if parent != model.base_model_prefix else None  # an encoder's own, such as positions
+    depths, reached = {}, False  # parameters are in the order of the network
+    for name in names:
+        if name.startswith(f"{path}."):
+            depths[name], reached = int(name[len(path) + 1 :].partition(".")[0]) + 1, True
+        else:
+            feeds = not reached or (beside is not None and name.startswith(beside))
+            depths[name] = 0 if feeds else count + 1
+    return path, count, depths
 
 
-def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) -> list[str]:
-    """Names of the linear layers to adapt, outside the head. Raises UserError where a wanted name matches none."""
+def _blocks_by_matcher(model: nn.Module, names: list[str]) -> tuple[str, int, dict[str, int]]:
+    """timm's own groups: the first is the stem, unmatched parameters (norm, head) follow the last."""
+    from timm.models import group_with_matcher
+
+    known = [*names, "~"]  # no parameter has that name: its group is that of all which the matcher does not know
+    groups = group_with_matcher(((name, name) for name in known), model.group_matcher(coarse=False), reverse=True)
+    count = groups["~"] - 1
+    if count < 1:
+        raise UserError(f"{type(model).__name__} has no blocks that timm knows; choose --adapt.strategy full or head")
+    return type(model).__name__, count, groups
+
+
+def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) -> tuple[list[str], list[str]]:
+    """Names of the layers to adapt, outside the head, and of those that are skipped since PEFT cannot merge them.
+
+    That is so for convolutions in groups, such as depthwise ones. By default all layers of the blocks are adapted.
+    Raises UserError where a wanted name matches none, or one of those.
+    """
+    layers, grouped = _layers(model, head)
+    if wanted is None:
+        _, count, depths = find_blocks(model)
+
+        def in_blocks(names: list[str]) -> list[str]:
+            return [name for name in names if 1 <= depths[f"{name}.weight"] <= count]
+
+        return in_blocks(layers), in_blocks(grouped)
+    unmatched = [w for w in wanted if not any(_ends_with(name, w) for name in layers)]
+    if unmatched:
+        known = sorted({name.rpartition(".")[2] for name in layers})
+        refused = [w for w in unmatched if any(_ends_with(name, w) for name in grouped)]
+        why = "a convolution in groups, which PEFT cannot merge" if refused else "no such layer"
+        raise UserError(f"--adapt.targets {','.join(refused or unmatched)}: {why}; this model has {', '.join(known)}")
+    chosen, left = ([n for n in names if any(_ends_with(n, w) for w in wanted)] for names in (layers, grouped))
+    return chosen, left
+
+
+def _layers(model: nn.Module, head: set[str]) -> tuple[list[str], list[str]]:
+    """Names of all linear layers and convolutions outside the head: those that LoRA can adapt, and those in groups."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    blocks = find_blocks(model)[0] if wanted is None else ""
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.startswith(blocks) and f"{name}.weight" not in head
-    ]
-    if wanted is None:
-        return linear
-    unmatched = [w for w in wanted if not any(_ends_with(name, w) for name in linear)]
-    if unmatched:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        raise UserError(f"--adapt.targets {','.join(unmatched)}: no such layer; this model has {', '.join(known)}")
-    return [name for name in linear if any(_ends_with(name, w) for w in wanted)]
+    found: tuple[list[str], list[str]] = ([], [])
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d) and f"{name}.weight" not in head:
+            found[getattr(module, "groups", 1) > 1].append(name)
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _ends_with(name: str, wanted: str) -> bool:
@@ -163,18 +204,16 @@ def set_training_mode(model: nn.Module) -> None:
     """Training mode for what trains, evaluation mode (no dropout, no moving statistics) for what is frozen.
 
     A module trains if any of its parameters does. One without parameters, such as dropout, trains unless it stands
-    before the first trained layer of the backbone or inside a frozen module.
+    inside a frozen module, or before a frozen one and any that trains.
     """
     model.train()
-    backbone = set(model.base_model.modules()) if hasattr(model, "base_model") else set()
-    reached = False
-    for module in model.modules():  # in the order of the network
-        own = list(module.parameters(recurse=False))
-        reached = reached or any(parameter.requires_grad for parameter in own)
-        held = list(module.parameters())
-        frozen = held and not any(parameter.requires_grad for parameter in held)
-        childless = next(module.children(), None) is None
-        if frozen:
+    modules = list(model.modules())  # in the order of the network
+    own = [[parameter.requires_grad for parameter in module.parameters(recurse=False)] for module in modules]
+    first_trained = next((i for i, trains in enumerate(own) if any(trains)), len(own))
+    last_frozen = max((i for i, trains in enumerate(own[:first_trained]) if trains), default=-1)
+    for i, module in enumerate(modules):
+        held = [parameter.requires_grad for parameter in module.parameters()]
+        if held and not any(held):
             module.eval()
-        elif not held and childless and not reached and module in backbone:
+        elif not held and next(module.children(), None) is None and i < last_frozen:
             module.training = False

@@ -101,13 +101,16 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def load_optimizer(path: Path, optimizer: Optimizer) -> None:
     """Put a checkpoint's optimizer state into an optimizer over the same parameters."""
+    import torch
     from safetensors.torch import load_file
 
     saved = load_file(path / OPTIMIZER, device="cpu")
     for name, parameter in _named(optimizer):
         keys = [key for key in saved if key.rpartition("/")[0] == name]
         state = {key.rpartition("/")[2]: saved[key] for key in keys}
-        on_device = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
+        on_device = {
+            key: value if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in state.items()
+        }  # in the parameter's own memory layout, which may be channels-last
         if parameter.is_cuda and "step" in on_device:
             on_device["step"] = on_device["step"].to(parameter.device)  # a fused step counts on the GPU
         optimizer.state[parameter] = on_device

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from graftkit.batches import fixed_batches
+from graftkit.failures import explain_memory
+from graftkit.feed import load_batches
 from graftkit.task import Record, Row, Task
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ def predict_rows(
     plain.eval()
     found: list[tuple[int, Record]] = []
     with torch.no_grad():
-        for batch in mine:
-            examples = [task.encode(rows[int(i)], None) for i in batch]
-            records = task.predict(plain, task.collate(examples).to(accelerator.device))
-            found += zip((int(i) for i in batch), records, strict=True)
+        for indices, batch in zip(mine, load_batches(task, rows, mine, None), strict=True):
+            with explain_memory(indices, lengths, len(indices)):
+                records = task.predict(plain, batch.to(accelerator.device))
+            found += zip((int(i) for i in indices), records, strict=True)
     everywhere = gather_object(found)
     return [record for _, record in sorted(everywhere, key=lambda entry: entry[0])]

@@ -16,9 +16,9 @@ UNUSED = (".original_module.", ".token_adapter.base_layer.")  # what PEFT keeps 
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
 
 
-def merged(model: nn.Module) -> nn.Module:
-    """The model with LoRA's update added to the weights, and no trace of PEFT; a plain model stays what it is."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def is_adapter(model: nn.Module) -> bool:
+    """Whether PEFT is around the model."""
+    return hasattr(model, "merge_and_unload")
 
 
 def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, labels: list[str]) -> None:
@@ -35,13 +35,19 @@ def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBas
         (folder / LABELS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def save_adapter(folder: Path, model: nn.Module) -> None:
+    """Write an adapter by itself, in PEFT's format."""
+    model.save_pretrained(folder)
+
+
 def load_saved(folder: Path, auto_class: str) -> nn.Module:
     """A saved model as anyone loads it, in fp32 and evaluation mode: through transformers, or PEFT for an adapter."""
-    import peft
     import torch
     import transformers
 
     if (folder / ADAPTER).exists():
+        import peft  # takes a second, which a plain model need not wait for
+
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
         settings = adapter_settings(folder)
         padding = settings.pop("pad_token_id")

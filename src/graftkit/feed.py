@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graftkit.batches import epoch_updates, shares, updates_per_epoch
+from graftkit.errors import UserError
 from graftkit.task import Batch, Row, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -61,29 +63,80 @@ class Feed:
         return epoch_updates(len(self.rows), self.lengths, self.rows_per_update, self.seed, epoch)
 
     def _encoded(self, updates: list[np.ndarray], epoch: int) -> Iterator[Update]:
-        from torch.utils.data import DataLoader
-
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         parts = [shares(update, process, processes, self.accumulate) for update in updates]
         stand_in = [
             part if len(part) else update[:1] for update, mine in zip(updates, parts, strict=True) for part in mine
         ]
-        examples = _Examples(self.task, self.rows, self.seed, epoch)
-        loader = iter(DataLoader(examples, batch_sampler=stand_in, collate_fn=self.task.collate))
+        batches = load_batches(self.task, self.rows, stand_in, (self.seed, epoch))
         for update, mine in zip(updates, parts, strict=True):
-            batches = [next(loader).to(self.accelerator.device) for _ in mine]
-            yield Update(update, batches, [len(part) > 0 for part in mine])
+            here = [next(batches).to(self.accelerator.device) for _ in mine]
+            yield Update(update, here, [len(part) > 0 for part in mine])
+
+
+def load_batches(
+    task: Task, rows: Sequence[Row], batches: Sequence[np.ndarray], chance: tuple[int, int] | None
+) -> Iterator[Batch]:
+    """Encode and stack the rows of each batch, in order, in as many processes as the task asks for.
+
+    `chance` is (seed, epoch) in training, from which each row's generator follows, and None in evaluation. An encoding
+    process that dies is a UserError that names the rows that were being read.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    workers = min(task.workers, len(batches))
+    at = torch.full((max(1, workers),), -1, dtype=torch.int64).share_memory_()
+    examples = _Examples(task, rows, chance, at)
+    loader = DataLoader(
+        examples,
+        batch_sampler=batches,
+        collate_fn=examples.collate,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # spawned ones would import torch again, every epoch
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise UserError(str(batch), everywhere=True)
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads rows died ({str(error).splitlines()[0]}); it was at {examples.being_read()}: "
+            "look at these, or set fewer --image.workers if the machine ran out of memory",
+            everywhere=True,
+        ) from error
 
 
 @dataclass(frozen=True)
 class _Examples:
-    """Encoded rows of one epoch, by index."""
+    """Encoded rows, by index."""
 
     task: Task
     rows: Sequence[Row]
-    seed: int
-    epoch: int
+    chance: tuple[int, int] | None
+    at: Tensor  # (workers,) int64 in shared memory: the row that each worker is at
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, self.epoch, int(index)])
-        return self.task.encode(self.rows[int(index)], rng)
+    def __getitem__(self, index: int) -> dict[str, Any] | UserError:
+        """A row as numbers. An error is returned: raised, it would leave a worker as a traceback of many lines."""
+        from torch.utils.data import get_worker_info
+
+        index, worker = int(index), get_worker_info()
+        self.at[worker.id if worker else 0] = index
+        rng = None if self.chance is None else np.random.default_rng([*self.chance, index])
+        try:
+            return self.task.encode(self.rows[index], rng)
+        except UserError as error:
+            return error
+
+    def collate(self, examples: list[dict[str, Any] | UserError]) -> Batch | UserError:
+        """The rows' batch, or the first error among them."""
+        errors = (example for example in examples if isinstance(example, UserError))
+        return next(errors, None) or self.task.collate(examples)
+
+    def being_read(self) -> str:
+        """The ids of the rows that the workers are at."""
+        ids = [self.rows[index]["id"] for index in self.at.tolist() if index >= 0]
+        return f"row {', '.join(ids)}" if ids else "no row yet"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
-from graftkit.export import check_saved, load_saved, merged, save_model, snippet
+from graftkit.export import check_saved, is_adapter, save_adapter
 from graftkit.failures import explain_disk
 from graftkit.report import metrics_text, write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.run import Run
-from graftkit.task import Lengths
+from graftkit.task import Lengths, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,28 +22,31 @@ if TYPE_CHECKING:
     from graftkit.data import Splits
 
 
-def finish(run: Run, task: Any, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> dict[str, Any]:
+def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> dict[str, Any]:
     """Save the model, load it again as anyone would, predict dev and test with that, and write the report.
 
-    The tables are predicted in fp32, whatever the training precision. Returns the metrics.
+    The tables are predicted in fp32, whatever the training precision. With `merge`, LoRA's update is added to the
+    weights, and the adapter by itself lies beside the model, in `adapter/`. Returns the metrics.
     """
     folder = run.folder / "model"
-    model = merged(model) if merge else model
 
-    def save() -> None:
-        with explain_disk(run.folder), aside_then_renamed(folder) as aside:
-            save_model(aside, model, task.tokenizer, task.labels)
+    def save(place: Path, write: Callable[[Path], None]) -> None:
+        with explain_disk(run.folder), aside_then_renamed(place) as aside:
+            write(aside)
 
     with run.phase("save"):
-        run.once(save)
-        reloaded = load_saved(folder, task.auto_class)
+        if merge and is_adapter(model):
+            run.once(lambda: save(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
+            model = model.merge_and_unload()
+        run.once(lambda: save(folder, lambda aside: task.save(aside, model)))
+        reloaded = task.load(folder)
         check_saved(model, reloaded)
     with run.phase("evaluate"):
         reloaded.to(run.accelerator.device)
         for split, rows in (("dev", splits.dev), ("test", splits.test)):
             records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
             run.once(lambda split=split, rows=rows, records=records: _write_tables(run, task, split, rows, records))
-    run.record["snippet"] = snippet(folder)
+    run.record["snippet"] = task.snippet(folder)
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
@@ -54,7 +59,8 @@ def finish(run: Run, task: Any, model: nn.Module, splits: Splits, lengths: Lengt
     return metrics
 
 
-def _write_tables(run: Run, task: Any, split: str, rows: Any, records: list[dict[str, Any]]) -> None:
+def _write_tables(run: Run, task: Task, split: str, rows: Any, records: list[dict[str, Any]]) -> None:
     with explain_disk(run.folder):
         write_predictions(run.folder, split, records, task.labels)
-        write_rows(run.folder, split, rows, keep_rows=run.settings.keep_rows)
+        kept = ({"id": row["id"], **task.kept(row)} for row in rows)
+        write_rows(run.folder, split, kept, keep_rows=run.settings.keep_rows)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from graftkit.backbone import BackboneConfig, load_model, resolve
+from graftkit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,32 +20,54 @@ class Headed:
     model: nn.Module
     head: set[str]  # names of the head's parameters in `model`
     new_tokens: list[int] = field(default_factory=list)  # rows of the embedding that the checkpoint lacks
+    peft_task: str | None = None  # what PEFT calls the task, where it has a class that loads such an adapter
 
 
 def load_classifier(config: BackboneConfig, labels: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:
-    """A checkpoint with a classification head for `labels`.
-
-    A head that the checkpoint brings is kept only if its labels are these, in this order; else it starts anew.
-    """
+    """A text checkpoint with a classification head for `labels`, and a row in its embedding for every token."""
     import torch
 
     torch.manual_seed(seed)
-    model, new = load_model(
-        config,
-        "AutoModelForSequenceClassification",
-        num_labels=len(labels),
-        id2label=dict(enumerate(labels)),
-        label2id={label: i for i, label in enumerate(labels)},
-        problem_type="single_label_classification",
-    )
+    headed = with_classifier(config, "AutoModelForSequenceClassification", labels)
+    model = headed.model
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id  # not before: it may be the new row
+    return replace(headed, new_tokens=list(range(rows, len(tokenizer))), peft_task="SEQ_CLS")
+
+
+def with_classifier(config: BackboneConfig, auto_class: str, labels: list[str], **settings: Any) -> Headed:
+    """A checkpoint of transformers with a classification head for `labels`; `settings` go into its config.
+
+    A head that the checkpoint brings is kept only if its labels are these, in this order; else it starts anew.
+    """
+    model, new = load_model(
+        config,
+        auto_class,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+        problem_type="single_label_classification",
+        **settings,
+    )
     outside = _outside_backbone(model)
+    _check_fit(config, model, new - outside)
     if outside - new and _source_labels(config) != labels:
         _start_anew(model, outside - new)
-    return Headed(model, outside | new, list(range(rows, len(tokenizer))))
+    return Headed(model, outside | new)
+
+
+def _check_fit(config: BackboneConfig, model: PreTrainedModel, new: set[str]) -> None:
+    """Raise UserError where most of the backbone is not in the checkpoint: it would silently train from scratch."""
+    backbone = model.base_model
+    total = sum(parameter.numel() for parameter in backbone.parameters())
+    lacking = sum(model.get_parameter(name).numel() for name in new)
+    if 2 * lacking > total:
+        raise UserError(
+            f"--backbone.name {config.name}: its weights do not fit its config.json ({type(model).__name__}): "
+            f"{lacking / total:.0%} of the backbone is not in them, such as {min(new)}. Take another checkpoint"
+        )
 
 
 def _outside_backbone(model: PreTrainedModel) -> set[str]:

@@ -90,6 +90,16 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Where graftkit keeps what it can make again: GRAFTKIT_CACHE, otherwise ~/.cache/graftkit."""
+    return Path(os.environ.get("GRAFTKIT_CACHE") or "~/.cache/graftkit").expanduser()
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
 from graftkit.errors import UserError
 from graftkit.machine import (
+    cache_folder,
     choose_precision,
     git_commit,
     hardware,
@@ -257,6 +259,18 @@ def open_run(recipe: str, config: Any) -> Run:
     )
     _warn_of_missing_processes(run)
     return run
+
+
+def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
+    """The folder of a finished run with these settings in the cache folder; `main` makes it where there is none yet.
+
+    It goes by its settings and the versions of the packages, since these decide what comes out.
+    """
+    facts = to_yaml(config, leave_out=NOT_KEPT) + json.dumps(versions(), sort_keys=True)
+    folder = cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    if not (folder / "metrics.json").exists():
+        main(replace(config, run=replace(config.run, out=str(folder), resume=False, overwrite=True, dry_run=False)))
+    return folder
 
 
 def _choose_folder(recipe: str, config: Any) -> Path:

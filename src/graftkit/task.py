@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class Batch:
 class Task(Protocol):
     """All that the loop, the evaluation and the report need to know of a task. There is no base class."""
 
+    name: str  # as the Hub calls it, such as "text-classification"
     headline: str  # the score that picks the best checkpoint; higher is better
+    headlines: tuple[str, ...]  # the scores that may pick it instead
+    labels: list[str]
+    workers: int  # processes that encode rows beside the one that trains; 0 where encoding costs next to nothing
 
     def lengths(self, rows: Sequence[Row]) -> np.ndarray | None:
         """The cost of each row in tokens, (rows,) int32, to make batches of like rows; None where all cost the same."""
@@ -63,3 +68,15 @@ class Task(Protocol):
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """All scores of a split, once, from all its records."""
+
+    def kept(self, row: Row) -> dict[str, Any]:
+        """What the run's table keeps of a row: its `sha256`, and what people want to see of it."""
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """Write a folder that plain libraries of the field load."""
+
+    def load(self, folder: Path) -> nn.Module:
+        """The model of such a folder as anyone loads it: in fp32, and in evaluation mode."""
+
+    def snippet(self, folder: Path) -> str:
+        """The lines of Python that load such a folder with plain libraries, and ask the model."""

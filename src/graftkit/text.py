@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,11 @@ def position_limit(config: Any) -> int:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None = None) -> dict[str, list[int]]:
     """The model's inputs for one text, or a pair of texts, cut to `tokenizer.model_max_length` tokens."""
     return dict(tokenizer(text, pair, truncation=True))
+
+
+def text_hash(*texts: str | None) -> str:
+    """SHA-256 of a text in UTF-8; those of a pair are joined by a zero byte."""
+    return hashlib.sha256("\0".join(text for text in texts if text is not None).encode()).hexdigest()
 
 
 def token_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np.ndarray:

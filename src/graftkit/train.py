@@ -44,7 +44,7 @@ class TrainConfig:
     lr: Positive = 1e-4
     """highest learning rate of the backbone"""
     head_lr: Positive | None = None
-    """highest learning rate of the head; by default ten times lr"""
+    """highest learning rate of the head; by default 50 times lr: it starts from nothing"""
     weight_decay: NotNegative = 0.01
     """AdamW's decay of matrices; biases and norms have none"""
     warmup: Fraction = 0.1
@@ -150,7 +150,7 @@ def prepare(accelerator: Accelerator, adapted: Adapted, config: TrainConfig) -> 
     """The model and its optimizer as Accelerate runs them."""
     if config.checkpointing:
         adapted.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    head_lr = config.lr * 10 if config.head_lr is None else config.head_lr
+    head_lr = config.lr * 50 if config.head_lr is None else config.head_lr
     optimizer = make_optimizer(adapted.model, adapted.head, config.lr, head_lr, config.weight_decay)
     return accelerator.prepare(adapted.model, optimizer)
 

@@ -23,7 +23,8 @@ from graftkit.report.markdown import (
     title,
     with_interval,
 )
-from graftkit.report.sections import look
+from graftkit.report.pictures import grid
+from graftkit.report.sections import NOUNS, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
 HEADER_LETTERS = 90  # class names longer than this in all head the matrix as numbers
@@ -67,10 +68,11 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     counts = _counts(test)
     rows, right, headline = test["rows"], int(np.trace(counts)), test["headline"]
     frequent = test["per_class"][int(counts.sum(axis=1).argmax())]
+    others = [f"; {escape(other['name'])} reaches {_reached(other, headline)}" for other in run.get("compared") or []]
     sentences = [
-        f"On {plural(rows, 'test row')} that it was not trained on, this model sorts texts into "
+        f"On {plural(rows, 'test row')} that it was not trained on, this model sorts {NOUNS[run['task']]}s into "
         f"{plural(len(counts), 'class', 'classes')} with {_article(headline['name'])} of "
-        f"**{with_interval(headline)}**, where 1 is perfect.",
+        f"**{with_interval(headline)}**, where 1 is perfect{''.join(others)}.",
         f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); always answering "
         f"“{escape(frequent['label'])}” would be right for {frequent['support']:,} "
         f"({percent(frequent['support'], rows)}).",
@@ -81,15 +83,27 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
+def worst(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records of the worst errors, those of the highest loss, that the report shows."""
+    wrong = [record for record in records if record["label"] != record["prediction"]]
+    return sorted(wrong, key=lambda record: -record["loss"])[:WORST]
+
+
 def chapters(
-    metrics: Mapping[str, Any], records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, str]]
+    metrics: Mapping[str, Any],
+    run: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
-    """The report's chapters on a classifier, by heading: scores, classes, confusions, and the worst errors on test."""
+    """The report's chapters on a classifier, by heading: scores, classes, confusions, and the worst errors on test.
+
+    `shown` are the records of the worst errors, and `rows` the rows of these records, by id.
+    """
     return {
-        "Scores": _scores(metrics),
+        "Scores": _scores(metrics, run),
         "Classes": _classes(metrics["test"]),
         "Confusions": _confusions(metrics["test"]),
-        "Worst errors": _worst_errors(records, rows),
+        "Worst errors": _worst_errors(metrics["test"], run, shown, rows),
     }
 
 
@@ -99,6 +113,22 @@ def _how_many(part: int, whole: int) -> str:
 
 def _article(name: str) -> str:
     return f"{'an' if title(name)[0] in 'aeiou' else 'a'} {title(name)}"
+
+
+def _reached(other: Mapping[str, Any], headline: Mapping[str, Any]) -> str:
+    """The score that a comparison reached, named where it is another than the headline: 0.61 (0.55 to 0.67)."""
+    value, interval = _measured(other["headline"])
+    name = other["headline"]["name"]
+    which = "" if name == headline["name"] else f"{_article(name)} of "
+    return f"{which}{value} ({interval})" if interval else f"{which}{value}"
+
+
+def _measured(score: Mapping[str, Any]) -> tuple[str, str]:
+    """A score of another model and its interval; no interval where nearly all resamples gave the same."""
+    if score.get("method") == "constant":
+        return number(score["value"], 2), ""
+    value, low, high = rounded(score)
+    return value, f"{low} to {high}"
 
 
 def _counts(split: Mapping[str, Any]) -> np.ndarray:
@@ -122,6 +152,10 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
         cautions.append(f"it gives every test row the same class, “{escape(given[0])}”")
     if np.trace(_counts(test)) <= max(line["support"] for line in classes) < test["rows"]:
         cautions.append("it is right no more often than the same answer every time would be")
+    for other in run.get("compared") or []:
+        score = other["headline"]
+        if score["name"] == test["headline"]["name"] and score["value"] >= test["headline"]["value"]:
+            cautions.append(f"{escape(other['name'])} is no worse")
     weakest = min(classes, key=lambda line: line["f1"])
     if weakest["f1"] < 1:
         cautions.append(_weakness(test, weakest))
@@ -157,15 +191,20 @@ def _weakness(test: Mapping[str, Any], weakest: Mapping[str, Any]) -> str:
     return phrase
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
+def _scores(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     test, dev = metrics["test"], metrics["dev"]
     first = test["headline"]["name"]
     lines = []
     for name in sorted(test["scores"], key=lambda name: name != first):
         words = f"**{title(name)}**" if name == first else title(name)
         lines.append((words, *_cells(test, name), _cells(dev, name)[0], MEANINGS[name]))
+    for place, other in enumerate(run.get("compared") or [], start=1):
+        value, interval = _measured(other["headline"])
+        words = f"{title(other['headline']['name'])} of {escape(other['name'])}"
+        lines.insert(place, (words, value, interval or "–", "–", "the score of another model, for comparison"))
     header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
-    return "\n\n".join([table(header, lines, numbers=[1, 3]), _how_sure(test, "test"), _NOT_DEV])
+    sure = _how_sure(test, "test", NOUNS[run["task"]])
+    return "\n\n".join([table(header, lines, numbers=[1, 3]), sure, _NOT_DEV])
 
 
 _NOT_DEV = (
@@ -181,10 +220,10 @@ def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
     return value, f"{low} to {high}"
 
 
-def _how_sure(split: Mapping[str, Any], name: str) -> str:
+def _how_sure(split: Mapping[str, Any], name: str, noun: str) -> str:
     """What the intervals mean, and where they come from."""
     meaning = f"The interval says how far a score would move on other {name} rows of the same kind. It says nothing of"
-    meaning += " texts of another kind, or of training again with another seed."
+    meaning += f" {noun}s of another kind, or of training again with another seed."
     rows, right = split["rows"], int(np.trace(_counts(split)))
     if right not in (0, rows):
         return f"{meaning} (Bootstrap by row: {RESAMPLES:,} resamples of {plural(rows, 'row')}, BCa.)"
@@ -250,32 +289,49 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     return f"{intro}\n\n{table(('', *heads), lines, numbers=range(1, len(heads) + 1))}"
 
 
-def _worst_errors(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, str]]) -> str:
-    wrong = sorted((r for r in records if r["label"] != r["prediction"]), key=lambda record: -record["loss"])
-    if not wrong:
+def _worst_errors(
+    test: Mapping[str, Any],
+    run: Mapping[str, Any],
+    shown: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """A grid where there are pictures of the errors, else a table."""
+    if not shown:
         return "None: all test rows were given the right class."
-    row_of = {row["id"]: row for row in rows}
+    wrong = test["rows"] - int(np.trace(_counts(test)))
+    which = f"these {WORST} have the highest loss" if wrong > len(shown) else "the highest loss comes first"
+    intro = (
+        f"{plural(wrong, 'test row was', 'test rows were')} given a wrong class; {which}. "
+        "Where the model is sure of its answer, look whether the true class in the data is right."
+    )
+    if any(row.get("thumbnail") for row in rows.values()):
+        below = (
+            "Below each picture: its true class, the class that it was taken for, and how sure the model was of that."
+        )
+        return f"{intro}\n\n{below}\n\n{grid(shown, rows)}"
+    noun = NOUNS[run["task"]]
+    if noun == "picture":
+        intro += "\n\nThe run kept no pictures in its folder, so they are named here, not shown."
+    return f"{intro}\n\n{_error_table(noun, shown, rows)}"
+
+
+def _error_table(noun: str, shown: Sequence[Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         (
-            _content(row_of.get(record["id"], {})),
+            _content(rows.get(record["id"], {})),
             escape(record["label"]),
             escape(record["prediction"]),
             percent(float(record["probabilities"].max())),
             escape(record["id"]),
         )
-        for record in wrong[:WORST]
+        for record in shown
     ]
-    shown = f"these {WORST} have the highest loss" if len(wrong) > WORST else "the highest loss comes first"
-    intro = (
-        f"{plural(len(wrong), 'test row was', 'test rows were')} given a wrong class; {shown}. "
-        "Where the model is sure of its answer, look whether the true class in the data is right."
-    )
-    return f"{intro}\n\n{table(('Text', 'True class', 'Predicted', 'How sure', 'Row'), lines, numbers=[3])}"
+    return table((noun.capitalize(), "True class", "Predicted", "How sure", "Row"), lines, numbers=[3])
 
 
-def _content(row: Mapping[str, str]) -> str:
-    """The texts of a row, shortened; what is known of it where they were not kept."""
-    texts = [escape(shorten(row[name])) for name in ("text", "text_pair") if row.get(name) is not None]
-    if texts:
-        return " **+** ".join(texts)
+def _content(row: Mapping[str, Any]) -> str:
+    """The texts of a row, shortened, or its path; what is known of it where they were not kept."""
+    parts = [escape(shorten(row[name])) for name in ("text", "text_pair", "path") if row.get(name) is not None]
+    if parts:
+        return " **+** ".join(parts)
     return f"*not kept* (SHA-256 {row['sha256'][:12]}…)" if "sha256" in row else "*not kept*"

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
-from graftkit.report import classification, sections
+from graftkit.report import classification, pictures, sections
 from graftkit.report.markdown import decimals, number, title, with_interval
 from graftkit.report.tables import read_predictions, read_rows, written_aside
 
-TASKS = {"text-classification": classification}
-"""For each task, the module that says what its report says: `measure`, `summary` and `chapters`."""
+TASKS = {"text-classification": classification, "image-classification": classification}
+"""For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`."""
 
 SPLITS = ("dev", "test")
 
 
 def write_report(folder: Path) -> dict[str, Any]:
-    """Write metrics.json and report.md of the run in `folder`; returns the metrics.
+    """Write metrics.json and report.md of the run in `folder`, with pictures in report/; returns the metrics.
 
     Raises UserError where run.json or a table is missing or broken, or where the task or the headline is unknown.
     """
@@ -36,11 +36,13 @@ def write_report(folder: Path) -> dict[str, Any]:
     for split in SPLITS:
         labels, records[split] = read_predictions(folder, split)
         metrics[split] = task.measure(records[split], labels, run.get("headline"))
+    worst = task.worst(records["test"])
+    rows = {row["id"]: row for row in read_rows(folder, "test", [record["id"] for record in worst])}
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),
         "Model and training": sections.model(run),
-        **task.chapters(metrics, records["test"], read_rows(folder, "test")),
+        **task.chapters(metrics, run, worst, rows),
         "Time and memory": sections.costs(run),
         "Load the model": sections.loading(run),
         "How this was made": sections.origin(run, _read_config(folder)),
@@ -48,6 +50,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     page = [f"# {sections.heading(run)}", task.summary(metrics, run)]
     page += [f"## {heading}\n\n{body}" for heading, body in chapters.items()]
     _write(folder / "metrics.json", _json(metrics))
+    pictures.replace(folder, pictures.files(worst, rows))
     _write(folder / "report.md", "\n\n".join(page))
     return metrics
 

@@ -8,6 +8,8 @@ from typing import Any
 from graftkit.report.markdown import amount, bullets, duration, escape, fenced, number, percent, plural, table, title
 
 NOT_RECORDED = "not recorded"
+NOUNS = {"text-classification": "text", "image-classification": "picture"}
+"""For each task, what a row is, in a word whose plural ends in s."""
 STOPPED = {
     "finished": "it went through all epochs",
     "early": "it stopped early, as the dev score no longer rose",
@@ -31,15 +33,15 @@ def heading(run: Mapping[str, Any]) -> str:
 def data(run: Mapping[str, Any]) -> str:
     """Where the rows come from, how many each split has, of which classes."""
     splits = look(run, "data", "splits") or {}
-    columns = look(run, "data", "columns") or {}
+    columns = look(run, "data", "columns")
     dropped = look(run, "data", "dropped")
     facts = {
         "Source": _flat(look(run, "data", "path") or look(run, "data", "sources")),
-        "Columns": ", ".join(
-            f"{escape(str(name))} from “{escape(str(column))}”" for name, column in columns.items() if column
-        ),
+        "Columns": "" if columns is None else _columns(columns),
         "Left out": "" if dropped is None else _flat(dropped) or "no rows",
     }
+    if NOUNS[run["task"]] == "picture":
+        facts["Short side of the pictures"] = _sizes(run)
     return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
 
 
@@ -59,7 +61,7 @@ def model(run: Mapping[str, Any]) -> str:
     facts = {
         "Pretrained model": started,
         "Adapting": _trained(run),
-        "Tokens (words or parts of words) per text": _lengths(run),
+        **_INPUTS[NOUNS[run["task"]]](run),
         "Training": _training(run),
         "Weights kept": _best(run),
     }
@@ -144,6 +146,12 @@ def _flat(value: Any) -> str:
     return escape(str(value)) if value else ""
 
 
+def _columns(columns: Mapping[str, Any]) -> str:
+    """Which column of the source each column comes from; a folder of pictures per class has none."""
+    names = [f"{escape(str(name))} from “{escape(str(column))}”" for name, column in columns.items() if column]
+    return ", ".join(names) or "none"
+
+
 def _class_counts(splits: Mapping[str, Any]) -> str:
     """Rows per class and split, with a last line for all."""
     counts = {name: look(split, "classes") or {} for name, split in splits.items()}
@@ -163,9 +171,18 @@ def _trained(run: Mapping[str, Any]) -> str:
     return f"{escape(what)}: {share}" if what else share
 
 
+def _steps(percentiles: Mapping[str, Any] | None) -> list[tuple[float, Any]]:
+    """Percentiles as JSON keeps them, by name, in order: step and value."""
+    return sorted((float(step), value) for step, value in (percentiles or {}).items())
+
+
+def _texts(run: Mapping[str, Any]) -> dict[str, str]:
+    return {"Tokens (words or parts of words) per text": _lengths(run)}
+
+
 def _lengths(run: Mapping[str, Any]) -> str:
     lengths = run.get("lengths") or {}
-    steps = sorted((float(step), tokens) for step, tokens in (lengths.get("percentiles") or {}).items())
+    steps = _steps(lengths.get("percentiles"))
     parts = [f"{step:g}% of the texts have at most {_count(tokens)}" for step, tokens in steps[:1] if step < 100]
     parts += [f"{step:g}% at most {_count(tokens)}" for step, tokens in steps[1:] if step < 100]
     parts += [f"the longest has {_count(tokens)}" for step, tokens in steps if step == 100]
@@ -180,6 +197,48 @@ def _lengths(run: Mapping[str, Any]) -> str:
             else "no text was cut"
         )
     return "; ".join(sentences)
+
+
+def _sizes(run: Mapping[str, Any]) -> str:
+    ends = {0: "the smallest has {}", 100: "the largest has {}"}
+    steps = _steps(look(run, "data", "sizes"))
+    parts = [ends.get(step, f"{step:g}% have at most {{}}").format(_count(pixels)) for step, pixels in steps]
+    return ", ".join(parts) + " pixels" if parts else ""
+
+
+def _pictures(run: Mapping[str, Any]) -> dict[str, str]:
+    """How the model sees a picture, and how pictures are read while it trains."""
+    images = run.get("images") or {}
+    seen = []
+    if images.get("size"):
+        seen.append(" x ".join(map(str, images["size"])) + " pixels (height x width)")
+    if images.get("interpolation"):
+        seen.append(f"resized by {escape(str(images['interpolation']))} interpolation")
+    if images.get("crop_pct") is not None:
+        seen.append(f"cut from the middle (crop_pct {images['crop_pct']:g})")
+    for name, words in (("mean", "mean"), ("std", "standard deviation")):
+        if images.get(name):
+            seen.append(f"{words} {' / '.join(f'{value:g}' for value in images[name])}")
+    augment = images.get("augment")
+    return {
+        "Pictures": "; ".join(seen),
+        "Changes to the pictures while training": "" if augment is None else escape(str(augment)),
+        "Reading of the pictures": _reading(images),
+    }
+
+
+def _reading(images: Mapping[str, Any]) -> str:
+    workers, cache = images.get("workers"), images.get("cache")
+    parts = []
+    if workers is not None:
+        several = plural(workers, "worker process", "worker processes")
+        parts.append(f"by {several}" if workers else "by each process itself")
+    if cache is not None:
+        parts.append("resized once and kept on disk" if cache else "each epoch decodes them again")
+    return "; ".join(parts)
+
+
+_INPUTS = {"text": _texts, "picture": _pictures}
 
 
 def _training(run: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LOGIT, PROBABILITY = "logit:", "probability:"
-TEXTS = ("text", "text_pair")
 
 
 @contextmanager
@@ -83,35 +81,43 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
 
 
 def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]], *, keep_rows: bool = True) -> Path:
-    """Write rows-<split>.parquet: id, content hash, text and text_pair (where the rows have one).
+    """Write rows-<split>.parquet: id, sha256 of the content, then the other fields as they first appear in `rows`.
 
-    The hash is the SHA-256 of the text in UTF-8; text and text_pair are joined by a zero byte. Where `keep_rows` is
-    False, the texts are left out, and the hash alone says which they were.
+    A field is a str, bytes or None, in all rows or in some; one that is None throughout is left out. Where `keep_rows`
+    is False, only id and sha256 are written, and the hash alone says which rows they were.
     """
     import pyarrow as pa
 
-    ids: list[str] = []
-    hashes: list[str] = []
-    texts: dict[str, list[str | None]] = {name: [] for name in TEXTS}
-    for row in rows:
-        content = [row[name] for name in TEXTS if row.get(name) is not None]
-        ids.append(row["id"])
-        hashes.append(sha256("\0".join(content).encode()).hexdigest())
-        for name, column in texts.items():
-            column.append(row.get(name))
-    kept = {name: column for name, column in texts.items() if keep_rows and any(text is not None for text in column)}
-    columns = {"id": ids, "sha256": hashes} | kept
-    return _write(
-        folder / f"rows-{split}.parquet", {name: pa.array(column, pa.string()) for name, column in columns.items()}
-    )
+    columns: dict[str, list[Any]] = {name: [] for name in _ROW}
+    for place, row in enumerate(rows):
+        for name in row if keep_rows else _ROW:
+            columns.setdefault(name, [None] * place).append(row[name])
+        for column in columns.values():
+            column.extend([None] * (place + 1 - len(column)))
+
+    def array(column: list[Any]) -> pa.Array:
+        return pa.array(column, pa.binary() if any(isinstance(value, bytes) for value in column) else pa.string())
+
+    kept = {name: c for name, c in columns.items() if name in _ROW or any(value is not None for value in c)}
+    return _write(folder / f"rows-{split}.parquet", {name: array(column) for name, column in kept.items()})
 
 
-def read_rows(folder: Path, split: str) -> list[dict[str, str]]:
-    """The rows of rows-<split>.parquet: id, sha256, and the texts if they were kept. UserError where it is missing."""
-    return _read(folder / f"rows-{split}.parquet", ("id", "sha256")).to_pylist()
+def read_rows(folder: Path, split: str, ids: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of rows-<split>.parquet, or those of these ids: id, sha256, and the other fields if they were kept.
+
+    Raises UserError where the file is missing or no such table.
+    """
+    table = _read(folder / f"rows-{split}.parquet", _ROW)
+    if ids is not None:
+        import pyarrow as pa
+        from pyarrow import compute
+
+        table = table.filter(compute.is_in(table["id"], pa.array(ids, pa.string())))
+    return table.to_pylist()
 
 
 _NAMES = ("id", "label", "prediction")
+_ROW = ("id", "sha256")
 
 
 def _write(path: Path, columns: Mapping[str, pa.Array]) -> Path:

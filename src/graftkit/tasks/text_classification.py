@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.export import load_saved, save_model, snippet
 from graftkit.metrics import classification
+from graftkit.records import label_records
 from graftkit.task import Batch, Record, Row
-from graftkit.text import encode, pad, token_lengths
+from graftkit.text import encode, pad, text_hash, token_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +24,7 @@ class TextClassification:
     name = "text-classification"
     headline = "macro_f1"
     headlines = tuple(classification.HEADLINES)
+    workers = 0
     auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str]):
@@ -59,26 +63,26 @@ class TextClassification:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The likeliest label of each row, with its logits and probabilities, (labels,) float32, and its loss."""
-        from torch.nn.functional import cross_entropy, softmax
-
-        logits = model(**batch.inputs).logits.detach().float()  # (rows, labels)
-        truth = batch.targets["labels"]
-        losses = cross_entropy(logits, truth, reduction="none").tolist()
-        probabilities = softmax(logits, dim=-1).cpu().numpy()
-        return [
-            {
-                "id": id,
-                "label": self.labels[label],
-                "prediction": self.labels[row.argmax()],
-                "logits": row,
-                "probabilities": probability,
-                "loss": loss,
-            }
-            for id, label, row, probability, loss in zip(
-                batch.ids, truth.tolist(), logits.cpu().numpy(), probabilities, losses, strict=True
-            )
-        ]
+        logits = model(**batch.inputs).logits  # (rows, labels)
+        return label_records(batch.ids, logits, batch.targets["labels"], self.labels)
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of `metrics.classification`."""
         return classification.scores(*classification.arrays(records, self.labels))
+
+    def kept(self, row: Row) -> dict[str, Any]:
+        """The text, or pair of texts."""
+        texts = {name: row[name] for name in ("text", "text_pair") if name in row}
+        return {"sha256": text_hash(*texts.values()), **texts}
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """A folder of transformers, or of PEFT where the model is an adapter."""
+        save_model(folder, model, self.tokenizer, self.labels)
+
+    def load(self, folder: Path) -> nn.Module:
+        """Through transformers, or PEFT for an adapter."""
+        return load_saved(folder, self.auto_class)
+
+    def snippet(self, folder: Path) -> str:
+        """A pipeline of transformers, or what PEFT needs for an adapter."""
+        return snippet(folder)
