@@ -1,0 +1,235 @@
+"""Which pictures need not be decoded again?
+
+A cache is one file: a header (JSON, padded), the pixels of all rows, and an index (npy) of where each row starts and
+how large it is. It is written aside and renamed, so that what bears the name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from graftkit.errors import UserError
+from graftkit.images import Preprocessing, read, reading_processes
+from graftkit.machine import cache_folder, cores
+from graftkit.task import Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from graftkit.data import Splits
+    from graftkit.run import Run
+
+FORMAT = 1  # to be raised where the code that makes the pixels changes
+HEADER = 4096  # bytes before the pixels, a page, so that they begin on one
+CHUNK = 256  # rows that are in memory at a time while the file is made
+ABANDONED = 86400  # seconds after which a file that somebody began to write is nobody's
+
+
+@dataclass(frozen=True, eq=False)
+class PictureCache:
+    """Pictures of rows in a memory-mapped file; forked and spawned workers may read it at the same time."""
+
+    path: Path
+    index: np.ndarray  # (rows, 3) int64: first byte, height, width
+    preprocessing: Preprocessing
+    final: bool  # pictures as evaluation sees them; otherwise only made smaller, and crops come from them
+    note: str  # a sentence for the log
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_bytes"}  # pickled, it would be copied
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def pixels(self, index: int, rng: np.random.Generator | None = None) -> Tensor:
+        """What the model sees of a row, (channels, height, width) uint8: augmented, where there is an `rng`.
+
+        A cache for training that is not `final` needs one.
+        """
+        import torch
+
+        if not self.final:
+            return self.preprocessing.augment(self.picture(index), rng)
+        pixels = torch.from_numpy(self._array(index).copy()).permute(2, 0, 1)
+        return pixels if rng is None else self.preprocessing.erase(pixels, rng)
+
+    def picture(self, index: int) -> Image:
+        """A row's picture as it is kept."""
+        from PIL import Image
+
+        array = self._array(index)
+        return Image.fromarray(array if array.shape[-1] == 3 else array[..., 0])
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.path, dtype=np.uint8, mode="r")
+
+    def _array(self, index: int) -> np.ndarray:  # (height, width, channels)
+        start, height, width = self.index[index].tolist()
+        shape = (height, width, self.preprocessing.channels)
+        return self._bytes[start : start + height * width * shape[-1]].reshape(shape)
+
+
+def prepare_pictures(
+    run: Run, preprocessing: Preprocessing, splits: Splits
+) -> tuple[int, list[tuple[Sequence[Row], PictureCache]]]:
+    """How many workers read pictures, and the caches of the splits that are read more than once, if asked for.
+
+    Says and records how pictures are read.
+    """
+    config = preprocessing.config
+    workers = reading_processes(config, run.accelerator.num_processes)
+    how = preprocessing.timm_settings() | {"augment": config.augment, "workers": workers, "cache": config.cache}
+    run.record["images"] = how | {"size": list(preprocessing.size)}
+    height, width = preprocessing.size
+    run.say(
+        f"pictures: {height} x {width} pixels, {preprocessing.interpolation}, training augmentation {config.augment}, "
+        f"read by {workers} worker processes" + (" beside each that trains" if workers else "")
+    )
+    cached = []
+    for split in ("train", "dev") if config.cache else ():
+        rows = getattr(splits, split)
+        run.once(partial(_make, rows, preprocessing, split == "train"))  # then the others find it
+        cache = open_cache(rows, preprocessing, training=split == "train")
+        run.say(f"{split}: {cache.note}")
+        cached.append((rows, cache))
+    return workers, cached
+
+
+def _make(rows: Sequence[Row], preprocessing: Preprocessing, training: bool) -> None:
+    open_cache(rows, preprocessing, training=training)
+
+
+def open_cache(rows: Sequence[Row], preprocessing: Preprocessing, *, training: bool) -> PictureCache:
+    """The cache of these rows' pictures, made by decoding them all where there is none yet.
+
+    For evaluation, and for training with `augment: none`, it holds exactly what `evaluate` makes of them; for other
+    training pictures with a short side of `cache_side` or less. UserError where those are smaller than what the model
+    sees, a picture cannot be read, or the cache folder cannot be written.
+    """
+    config = preprocessing.config
+    final = not training or config.augment == "none"
+    seen = min(preprocessing.size)
+    if not final and config.cache_side < seen:
+        cure = f"set --image.cache_side {round(seen * 8 / 7)} or so"
+        raise UserError(f"--image.cache_side {config.cache_side} is less than the {seen} pixels the model sees; {cure}")
+    key = _key(rows, preprocessing, final)
+    path = cache_folder() / "pictures" / f"{key}.pixels"
+    index, how = _read_index(path, key), "found"
+    if index is None:
+        began = time.monotonic()
+        prepare = partial(_prepare, preprocessing=preprocessing, final=final)
+        _write_aside(path, lambda file: _fill(file, key, rows, prepare))
+        index, how = _read_index(path, key), f"made in {time.monotonic() - began:.0f} s"
+    smaller = f"made smaller to a short side of {config.cache_side}; crops come from these"
+    kept = "as evaluation sees them" if final else smaller
+    note = f"cache of {len(rows)} pictures, {kept}: {path.stat().st_size / 2**30:.2f} GiB in {path}, {how}"
+    return PictureCache(path, index, preprocessing, final, note)
+
+
+def shrink(picture: Image, side: int) -> Image:
+    """The picture with a short side of `side` in its own aspect ratio; a smaller one stays as it is."""
+    from PIL.Image import Resampling
+
+    short = min(picture.size)
+    if short <= side:
+        return picture
+    width, height = (max(side, round(length * side / short)) for length in picture.size)
+    return picture.resize((width, height), Resampling.BICUBIC)
+
+
+def _key(rows: Sequence[Row], preprocessing: Preprocessing, final: bool) -> str:
+    """What the pixels follow from, as a name: the contents of all rows in order, the geometry, and who computes it."""
+    contents = rows.select_columns("sha256") if hasattr(rows, "select_columns") else rows  # a Dataset also holds bytes
+    processor = preprocessing.processor
+    how = preprocessing.timm_settings() if processor is None else processor.to_dict()
+    facts = {
+        "format": FORMAT,
+        "rows": hashlib.sha256("\n".join(row["sha256"] for row in contents).encode()).hexdigest(),
+        "channels": preprocessing.channels,
+        "geometry": how if final else {"short side": preprocessing.config.cache_side},
+        "versions": [version(name) for name in ("pillow", "torchvision", "timm", "transformers")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _prepare(row: Row, preprocessing: Preprocessing, final: bool) -> np.ndarray:
+    """The pixels of a row that are kept, (height, width, channels) uint8."""
+    picture = read(row, preprocessing.channels)
+    if final:
+        return np.ascontiguousarray(preprocessing.evaluate(picture).permute(1, 2, 0).numpy())
+    array = np.asarray(shrink(picture, preprocessing.config.cache_side))
+    return array.reshape(*array.shape[:2], preprocessing.channels)
+
+
+def _fill(file: IO[bytes], key: str, rows: Sequence[Row], prepare: Callable[[Row], np.ndarray]) -> None:
+    """Write a cache; the header, which says that it is whole, comes last. Threads do, since decoding frees the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    index = []
+    file.write(bytes(HEADER))
+    with ThreadPoolExecutor(cores()) as pool:
+        for first in range(0, len(rows), CHUNK):
+            chunk = [rows[i] for i in range(first, min(first + CHUNK, len(rows)))]
+            for array in pool.map(prepare, chunk):
+                index.append((file.tell(), *array.shape[:2]))
+                file.write(array.data)
+    header = {"key": key, "index": file.tell()}
+    np.save(file, np.array(index, dtype=np.int64).reshape(-1, 3))
+    header["bytes"] = file.tell()
+    file.seek(0)
+    file.write(json.dumps(header).encode().ljust(HEADER))
+
+
+def _read_index(path: Path, key: str) -> np.ndarray | None:
+    """The index of a whole cache with this key; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(HEADER))
+            if not isinstance(header, dict) or header.get("key") != key or header["bytes"] != path.stat().st_size:
+                return None
+            file.seek(header["index"])
+            return np.load(file, allow_pickle=False)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: foreign, no JSON
+        return None
+
+
+def _write_aside(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
+    """Write a file under another name, and rename it when it is whole; sweep away what killed runs left long ago."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        cure = "set GRAFTKIT_CACHE to another folder, or --image.cache false"
+        raise UserError(
+            f"--image.cache cannot write to {path.parent}: {error.strerror}; {cure}", everywhere=True
+        ) from error
+    for old in path.parent.glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # another process may sweep too
+            if time.time() - old.stat().st_mtime > ABANDONED:
+                old.unlink()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(handle)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""Which of these labels does a picture have?"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit import image_backbone
+from graftkit.images import mix, read
+from graftkit.metrics import classification
+from graftkit.records import label_records
+from graftkit.task import Batch, Record, Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from graftkit.image_cache import PictureCache
+    from graftkit.images import Preprocessing
+
+THUMBNAIL = 112  # pixels of the short side, in the run's table of rows
+
+SNIPPET = """\
+from transformers import pipeline
+
+classify = pipeline("image-classification", {folder!r})
+print(classify(["a picture.jpg"], top_k=None))"""
+
+
+class ImageClassification:
+    """One label per picture: cross-entropy over the logits of a network for pictures.
+
+    `train_rows` are those that mixup and cutmix draw a row's partner from; `cached` are pairs of rows and the cache of
+    their pictures.
+    """
+
+    name = "image-classification"
+    headline = "macro_f1"
+    headlines = tuple(classification.HEADLINES)
+
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        labels: list[str],
+        train_rows: Sequence[Row],
+        workers: int,
+        cached: Sequence[tuple[Sequence[Row], PictureCache]] = (),
+    ):
+        self.preprocessing = preprocessing
+        self.labels = labels
+        self.index = {label: i for i, label in enumerate(labels)}
+        self.train_rows = train_rows
+        self.workers = workers
+        self.cached = {id: (cache, place) for rows, cache in cached for place, id in enumerate(rows["id"])}
+
+    def lengths(self, rows: Sequence[Row]) -> None:
+        """All pictures cost the same."""
+
+    def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
+        """Pixels (channels, height, width) uint8, and the label's index; with a partner, a soft target (labels,)."""
+        label = self.index[row["label"]]
+        if rng is None:
+            return {"id": row["id"], "pixels": self._pixels(row, None), "target": label}
+        pixels, config = self._pixels(row, rng), self.preprocessing.config
+        if not config.mixes:
+            return {"id": row["id"], "pixels": pixels, "target": label}
+        partner = self.train_rows[int(rng.integers(len(self.train_rows)))]
+        theirs, other = self._pixels(partner, rng), self.index[partner["label"]]
+        pixels, target = mix(pixels, label, theirs, other, len(self.labels), rng, config)
+        return {"id": row["id"], "pixels": pixels, "target": target}
+
+    def collate(self, examples: list[dict[str, Any]]) -> Batch:
+        """Pixels (rows, channels, height, width) uint8; targets (rows,) int64, or (rows, labels) float32 if mixed."""
+        import torch
+
+        pixels = torch.stack([example["pixels"] for example in examples])
+        targets = [example["target"] for example in examples]
+        stacked = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
+        return Batch([example["id"] for example in examples], {"pixels": pixels}, {"targets": stacked})
+
+    def count(self, batch: Batch) -> Tensor:
+        """Rows."""
+        import torch
+
+        return torch.tensor(float(len(batch.ids)))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, summed over the rows."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(self._logits(model, batch).float(), batch.targets["targets"], reduction="sum")
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        """The likeliest label of each row, with its logits and probabilities, (labels,) float32, and its loss."""
+        return label_records(batch.ids, self._logits(model, batch), batch.targets["targets"], self.labels)
+
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
+        """The scores of `metrics.classification`."""
+        return classification.scores(*classification.arrays(records, self.labels))
+
+    def kept(self, row: Row) -> dict[str, Any]:
+        """Where the picture lies, and a small JPEG of it."""
+        picture = read(row)
+        scale = THUMBNAIL / min(picture.size)
+        size = [max(1, min(4 * THUMBNAIL, round(side * scale))) for side in picture.size]
+        file = io.BytesIO()
+        picture.resize(size).save(file, "JPEG", quality=80)
+        return {"sha256": row["sha256"], "path": row["path"], "thumbnail": file.getvalue()}
+
+    def save(self, folder: Path, model: nn.Module) -> None:
+        """A folder of timm, or of transformers."""
+        if self._timm:
+            image_backbone.save_timm(folder, model, self.labels, self.preprocessing)
+        else:
+            image_backbone.save_transformers(folder, model, self.preprocessing)
+
+    def load(self, folder: Path) -> nn.Module:
+        """Through timm, or transformers."""
+        return (image_backbone.load_timm if self._timm else image_backbone.load_transformers)(folder)
+
+    def snippet(self, folder: Path) -> str:
+        """A pipeline of transformers, which takes timm's folders too."""
+        return SNIPPET.format(folder=str(folder))
+
+    @property
+    def _timm(self) -> bool:
+        return self.preprocessing.processor is None
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """(rows, labels)."""
+        import torch
+
+        pixels = self.preprocessing.normalise(batch.inputs["pixels"]).contiguous(memory_format=torch.channels_last)
+        return model(pixels) if self._timm else model(pixel_values=pixels).logits
+
+    def _pixels(self, row: Row, rng: np.random.Generator | None) -> Tensor:
+        """(channels, height, width) uint8, augmented where there is an `rng`."""
+        cache, place = self.cached.get(row["id"], (None, 0))
+        if cache is not None and (cache.final or rng is not None):
+            return cache.pixels(place, rng)
+        picture = read(row, self.preprocessing.channels)
+        return self.preprocessing.evaluate(picture) if rng is None else self.preprocessing.augment(picture, rng)
