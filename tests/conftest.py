@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are quicker so, and
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama")
+IMAGE_KINDS = ("test_resnet", "test_efficientnet", "test_vit", "test_convnext", "vit", "swin", "convnext")
 WORDS = {
     "fruit": ["apple", "pear", "plum", "fig", "grape", "melon"],
     "tool": ["saw", "drill", "hammer", "file", "plane", "wrench"],
@@ -146,6 +147,98 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+def make_image_checkpoint(folder: Path, kind: str) -> Path:
+    """A random checkpoint of a small network for pictures of 64 x 64: timm's test networks, or of transformers."""
+    import timm
+    import torch
+    import transformers as t
+    from timm.models import save_for_hf
+
+    torch.manual_seed(0)
+    if kind.startswith("test_"):
+        size = {"img_size": 64} if "vit" in kind else {}
+        model = timm.create_model(kind, pretrained=False, num_classes=7, **size)
+        spread_batch_norms(model)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64), "crop_pct": 0.875}
+        save_for_hf(model, str(folder), safe_serialization=True)
+        return folder
+    small = {"image_size": 64, "num_channels": 3}
+    configs: dict[str, Callable[[], t.PretrainedConfig]] = {
+        "vit": lambda: t.ViTConfig(
+            **small, patch_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64
+        ),
+        "swin": lambda: t.SwinConfig(
+            **small, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4
+        ),
+        "convnext": lambda: t.ConvNextConfig(num_channels=3, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]),
+    }
+    processors = {
+        "vit": lambda: t.ViTImageProcessor(size={"height": 64, "width": 64}),
+        "swin": lambda: t.ViTImageProcessor(size={"height": 64, "width": 64}, resample=3),
+        "convnext": lambda: t.ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875),
+    }
+    t.AutoModel.from_config(configs[kind]()).save_pretrained(folder)
+    processors[kind]().save_pretrained(folder)
+    return folder
+
+
+def spread_batch_norms(model) -> None:
+    """Statistics that are not those of a fresh network, so that answers depend on whether they are used."""
+    import torch
+
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
+
+
+@pytest.fixture(scope="session")
+def image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes a tiny checkpoint for pictures of a kind, once a session: `image_checkpoint("test_resnet")`."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = make_image_checkpoint(tmp_path_factory.mktemp(kind), kind)
+        return made[kind]
+
+    return make
+
+
+SHAPES = ("disc", "square", "stripes")
+
+
+def draw(shape: str, seed: int, size: tuple[int, int] = (80, 72)):
+    """A picture of a bright shape somewhere on a dark ground, with noise."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng([seed, SHAPES.index(shape)])
+    picture = Image.fromarray(rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8))
+    pen, x, y = ImageDraw.Draw(picture), *(int(v) for v in rng.integers(5, 25, 2))
+    colour = tuple(int(v) for v in rng.integers(120, 255, 3))
+    if shape == "disc":
+        pen.ellipse((x, y, x + 40, y + 40), fill=colour)
+    elif shape == "square":
+        pen.rectangle((x, y, x + 40, y + 40), fill=colour)
+    else:
+        for step in range(0, 40, 10):
+            pen.rectangle((x + step, y, x + step + 4, y + 40), fill=colour)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with 31 pictures in train, 10 in dev and 13 in test, of discs, squares and stripes, as JPEG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count, seed in (("train", 31, 100), ("dev", 10, 200), ("test", 13, 300)):
+        for i in range(count):
+            shape = SHAPES[i % 3]
+            (folder / split / shape).mkdir(parents=True, exist_ok=True)
+            draw(shape, seed + i, (80 + i % 5, 72)).save(folder / split / shape / f"{i:02d}.jpg", quality=92)
+    return folder
 
 
 def load_recipe(name: str):

@@ -25,6 +25,14 @@ def test_a_folder_that_is_not_empty_is_refused_and_stays(tmp_path, words):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_a_model_in_shards_is_refused(tmp_path, words, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(UserError, match=rf"{kind}: not supported.*distributed_type to MULTI_GPU"):
+        run_recipe("text_classify", *words, "--run.out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_overwriting_waits_until_the_data_are_found_good(tmp_path, words):
     out = tmp_path / "run"
     run_recipe("text_classify", *words, "--run.out", out)
@@ -47,6 +55,7 @@ def test_overwriting_waits_until_the_data_are_found_good(tmp_path, words):
         (("--run.precision", "fp16"), "fp16 needs a CUDA GPU"),
         (("--backbone.name", "./nowhere"), "--backbone.name ./nowhere: no such folder"),
         (("--backbone.max_length", 4000), "this checkpoint reads at most"),
+        (("--backbone.max_length", 2), "2 of them are special tokens"),
     ],
 )
 def test_a_mistake_is_a_line_that_names_the_way_out(words, more, said, tmp_path, monkeypatch):

@@ -228,6 +228,12 @@ def open_run(recipe: str, config: Any) -> Run:
     from accelerate.state import AcceleratorState
     from accelerate.utils import parse_flag_from_env
 
+    for sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{sharded}"):
+            raise UserError(
+                f"{sharded}: not supported, since each process holds the whole model here. In the accelerate config set "
+                "distributed_type to MULTI_GPU; for memory, --train.checkpointing or --adapt.strategy lora"
+            )
     AcceleratorState._reset_state()  # a second run in this process may have another precision
     _quiet()
     keep_freed_memory()

@@ -41,6 +41,11 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     limit = min(limit, tokenizer.model_max_length)
     if config.max_length is not None and config.max_length > limit:
         raise UserError(f"--backbone.max_length {config.max_length}: this checkpoint reads at most {limit} tokens")
+    special = tokenizer.num_special_tokens_to_add(pair=False)
+    if config.max_length is not None and config.max_length <= special:
+        raise UserError(
+            f"--backbone.max_length {config.max_length}: {special} of them are special tokens, which leaves none for text"
+        )
     tokenizer.model_max_length = config.max_length or min(limit, LONGEST)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
