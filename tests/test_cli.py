@@ -19,6 +19,7 @@ import pytest
 from conftest import run_recipe, texts
 
 from graftkit import cli
+from graftkit.data import stream
 from graftkit.export import load_saved, save_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -192,7 +193,7 @@ def test_csv_output_holds_the_same_and_stays_whole(run, data, predict, tmp_path)
 def test_an_adapter_answers_by_the_names_of_its_labels(adapter, predict, tmp_path, monkeypatch, chunk):
     from transformers import AutoTokenizer
 
-    monkeypatch.setattr(cli, "CHUNK", chunk)
+    monkeypatch.setattr(stream, "CHUNK", chunk)
     rows = [LONG, *(text for text, _ in texts(17)), LONG]
     answers = predict(adapter, write(tmp_path / "rows.txt", "\n".join(rows)))
     expected = one_by_one(
@@ -252,19 +253,19 @@ def test_no_rows_no_answers(run, predict, tmp_path):
 
 def test_rows_come_in_chunks_and_no_sooner_than_asked_for(tmp_path):
     file = write(tmp_path / "rows.csv", "text\n" + "".join(f'"line {i}\nof many"\n' for i in range(100_000)))
-    chunks = cli.read_chunks(str(file), None, {}, None, None)
+    chunks = stream.read_chunks(str(file), None, {}, None, None)
     rows = next(chunks)
     position = [os.lseek(fd, 0, os.SEEK_CUR) for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd, file)]
-    assert position == [cli.BLOCK]
+    assert position == [stream.BLOCK]
     for chunk in chunks:
-        assert len(chunk) <= cli.CHUNK
+        assert len(chunk) <= stream.CHUNK
         rows += chunk
     assert rows == [(i + 1, [f"line {i}\nof many"]) for i in range(100_000)]
 
 
 def test_a_line_is_a_text_without_its_end(tmp_path):
     file = write(tmp_path / "rows.txt", "\ufeff one\r\ntwo \n three")
-    rows = [row for chunk in cli.read_chunks(str(file), None, {}, None, None) for row in chunk]
+    rows = [row for chunk in stream.read_chunks(str(file), None, {}, None, None) for row in chunk]
     assert rows == [(1, [" one"]), (2, ["two "]), (3, [" three"])]
 
 
@@ -307,7 +308,7 @@ def test_a_closed_pipe_ends_an_endless_stream_quietly(run, monkeypatch, tmp_path
 
 
 def test_answers_before_a_bad_chunk_are_written(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "CHUNK", 2)
+    monkeypatch.setattr(stream, "CHUNK", 2)
     assert cli.main(["predict", str(run), str(write(tmp_path / "rows.txt", "a\nb\nc\n\n"))]) == 2
     captured = capsys.readouterr()
     assert [json.loads(line)["row"] for line in captured.out.splitlines()] == [1, 2]

@@ -125,7 +125,7 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "group_matcher"):
-        return _blocks_by_matcher(model, names)
+        return _blocks_by_matcher(model)
     from torch import nn
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
@@ -144,13 +144,12 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
     return path, count, depths
 
 
-def _blocks_by_matcher(model: nn.Module, names: list[str]) -> tuple[str, int, dict[str, int]]:
-    """timm's own groups: the first is the stem, unmatched parameters (norm, head) follow the last."""
-    from timm.models import group_with_matcher
+def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
+    """timm's own groups: the first is the stem, the last what no group knows, which is the head and what is near it."""
+    from timm.models import group_parameters
 
-    known = [*names, "~"]  # no parameter has that name: its group is that of all which the matcher does not know
-    groups = group_with_matcher(((name, name) for name in known), model.group_matcher(coarse=False), reverse=True)
-    count = groups["~"] - 1
+    groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    count = max(groups.values()) - 1
     if count < 1:
         raise UserError(f"{type(model).__name__} has no blocks that timm knows; choose --adapt.strategy full or head")
     return type(model).__name__, count, groups
