@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from graftkit.data import DataConfig, load_splits
 from graftkit.evaluate import predict_rows
+from graftkit.finish import kept_row
 from graftkit.report import write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.tasks.text_classification import TextClassification
@@ -31,7 +32,7 @@ for split in ("dev", "test"):
     assert [record["id"] for record in records] == list(rows["id"])
     if accelerator.is_main_process:
         write_predictions(out, split, records, task.labels)
-        write_rows(out, split, ({"id": row["id"], **task.kept(row)} for row in rows))
+        write_rows(out, split, (kept_row(task, row, True) for row in rows))
 if accelerator.is_main_process:
     for name in ("run.json", "config.yaml"):
         shutil.copy(run / name, out / name)

@@ -60,10 +60,10 @@ def make_run(
             {"text": texts[i % len(texts)]} | ({"text_pair": "second | text"} if pair else {}) for i in range(rows)
         ]
         contents = [
-            {"id": record["id"], "sha256": text_hash(*kept.values()), **kept}
+            {"id": record["id"], "sha256": text_hash(*kept.values()), **(kept if keep_rows else {})}
             for record, kept in zip(records, fields, strict=True)
         ]
-        write_rows(folder, split, contents, keep_rows=keep_rows)
+        write_rows(folder, split, contents)
     classes = dict.fromkeys(labels, 30)
     splits = {name: {"rows": rows, "sha256": name * 9, "classes": classes} for name in ("train", "dev", "test")}
     run = {
@@ -224,7 +224,7 @@ def test_a_folder_that_is_not_whole_is_one_line(tmp_path, break_it, message):
     assert "\n" not in str(error.value)
 
 
-def test_rows_keep_their_fields_or_their_hash_alone(tmp_path):
+def test_rows_keep_their_fields(tmp_path):
     rows = [
         {"id": "a", "sha256": "1", "text": "naïve", "text_pair": None},
         {"id": "b", "sha256": "2", "text": "", "text_pair": None},
@@ -233,9 +233,6 @@ def test_rows_keep_their_fields_or_their_hash_alone(tmp_path):
     kept = [{name: row[name] for name in ("id", "sha256", "text")} for row in rows]
     assert read_rows(tmp_path, "test") == kept
     assert read_rows(tmp_path, "test", ["b", "unknown"]) == kept[1:]
-    path = write_rows(tmp_path, "test", rows, keep_rows=False)
-    assert read_rows(tmp_path, "test") == [{"id": "a", "sha256": "1"}, {"id": "b", "sha256": "2"}]
-    assert "naïve".encode() not in path.read_bytes()
 
 
 def test_rows_are_a_plain_table_of_the_fields_as_they_first_appear(tmp_path):

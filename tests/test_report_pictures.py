@@ -52,8 +52,9 @@ def make_picture_run(folder: Path, *, rows=60, lead=1.0, keep_rows=True, paths=T
             thumbnail = None if record["id"] in blank else draw(record["id"], i * 37)
             path = f"{split}/{record['label']}/{i}.jpg" if paths else None
             hash = sha256(record["id"].encode()).hexdigest()
-            contents.append({"id": record["id"], "sha256": hash, "path": path, "thumbnail": thumbnail})
-        write_rows(folder, split, contents, keep_rows=keep_rows)
+            kept = {"path": path, "thumbnail": thumbnail} if keep_rows else {}
+            contents.append({"id": record["id"], "sha256": hash, **kept})
+        write_rows(folder, split, contents)
     return folder
 
 

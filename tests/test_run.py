@@ -55,7 +55,7 @@ def test_overwriting_waits_until_the_data_are_found_good(tmp_path, words):
         (("--run.precision", "fp16"), "fp16 needs a CUDA GPU"),
         (("--backbone.name", "./nowhere"), "--backbone.name ./nowhere: no such folder"),
         (("--backbone.max_length", 4000), "this checkpoint reads at most"),
-        (("--backbone.max_length", 2), "2 of them are special tokens"),
+        (("--backbone.max_length", 2), "2 are special tokens"),
     ],
 )
 def test_a_mistake_is_a_line_that_names_the_way_out(words, more, said, tmp_path, monkeypatch):

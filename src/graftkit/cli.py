@@ -134,9 +134,7 @@ def find_model(name: str) -> Path:
     settings = json.loads(config.read_text(encoding="utf-8"))
     kinds = settings.get("architectures") or [settings.get("task_type")]
     if "architecture" in settings or str(kinds[0]).endswith("ForImageClassification"):
-        raise UserError(
-            f"{name} is a model for pictures, and graft predict reads texts; report.md says how to ask it"
-        )
+        raise UserError(f"{name} is a model for pictures, and graft predict reads texts; report.md says how to ask it")
     if not any(str(kind).endswith(("ForSequenceClassification", "SEQ_CLS")) for kind in kinds):
         raise UserError(f"{name} is no sequence classifier ({kinds[0]}); train one with recipes/text_classify.py")
     return config.parent

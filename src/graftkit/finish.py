@@ -14,7 +14,7 @@ from graftkit.failures import explain_disk
 from graftkit.report import metrics_text, write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.run import Run
-from graftkit.task import Lengths, Task
+from graftkit.task import Lengths, Row, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,5 +62,9 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
 def _write_tables(run: Run, task: Task, split: str, rows: Any, records: list[dict[str, Any]]) -> None:
     with explain_disk(run.folder):
         write_predictions(run.folder, split, records, task.labels)
-        kept = ({"id": row["id"], **task.kept(row)} for row in rows)
-        write_rows(run.folder, split, kept, keep_rows=run.settings.keep_rows)
+        write_rows(run.folder, split, (kept_row(task, row, run.settings.keep_rows) for row in rows))
+
+
+def kept_row(task: Task, row: Row, content: bool) -> dict[str, Any]:
+    """A row as the run's table has it: its id and digest, and its content where that may stay."""
+    return {"id": row["id"], "sha256": task.digest(row), **(task.kept(row) if content else {})}

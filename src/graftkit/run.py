@@ -231,7 +231,7 @@ def open_run(recipe: str, config: Any) -> Run:
     for sharded in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if parse_flag_from_env(f"ACCELERATE_USE_{sharded}"):
             raise UserError(
-                f"{sharded}: not supported, since each process holds the whole model here. In the accelerate config set "
+                f"{sharded}: not supported, since each process holds the whole model here. In accelerate's file set "
                 "distributed_type to MULTI_GPU; for memory, --train.checkpointing or --adapt.strategy lora"
             )
     AcceleratorState._reset_state()  # a second run in this process may have another precision

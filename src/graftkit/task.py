@@ -69,8 +69,11 @@ class Task(Protocol):
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """All scores of a split, once, from all its records."""
 
-    def kept(self, row: Row) -> dict[str, Any]:
-        """What the run's table keeps of a row: its `sha256`, and what people want to see of it."""
+    def digest(self, row: Row) -> str:
+        """SHA-256 of what a row holds, by which it is known where its content is not kept."""
+
+    def kept(self, row: Row) -> dict[str, str | bytes | None]:
+        """What people want to see of a row, for the run's table of rows."""
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write a folder that plain libraries of the field load."""

@@ -44,7 +44,7 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     special = tokenizer.num_special_tokens_to_add(pair=False)
     if config.max_length is not None and config.max_length <= special:
         raise UserError(
-            f"--backbone.max_length {config.max_length}: {special} of them are special tokens, which leaves none for text"
+            f"--backbone.max_length {config.max_length}: {special} are special tokens, which leaves none for text"
         )
     tokenizer.model_max_length = config.max_length or min(limit, LONGEST)
     tokenizer.padding_side = "right"

@@ -80,17 +80,16 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     return labels, [dict(zip((*_NAMES, "logits", "probabilities", "loss"), row, strict=True)) for row in rows]
 
 
-def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]], *, keep_rows: bool = True) -> Path:
+def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows-<split>.parquet: id, sha256 of the content, then the other fields as they first appear in `rows`.
 
-    A field is a str, bytes or None, in all rows or in some; one that is None throughout is left out. Where `keep_rows`
-    is False, only id and sha256 are written, and the hash alone says which rows they were.
+    A field is a str, bytes or None, in all rows or in some; one that is None throughout is left out.
     """
     import pyarrow as pa
 
     columns: dict[str, list[Any]] = {name: [] for name in _ROW}
     for place, row in enumerate(rows):
-        for name in row if keep_rows else _ROW:
+        for name in row:
             columns.setdefault(name, [None] * place).append(row[name])
         for column in columns.values():
             column.extend([None] * (place + 1 - len(column)))

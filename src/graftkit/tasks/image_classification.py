@@ -100,14 +100,18 @@ class ImageClassification:
         """The scores of `metrics.classification`."""
         return classification.scores(*classification.arrays(records, self.labels))
 
-    def kept(self, row: Row) -> dict[str, Any]:
+    def digest(self, row: Row) -> str:
+        """Of the file's bytes."""
+        return row["sha256"]
+
+    def kept(self, row: Row) -> dict[str, str | bytes | None]:
         """Where the picture lies, and a small JPEG of it."""
         picture = read(row)
         scale = THUMBNAIL / min(picture.size)
         size = [max(1, min(4 * THUMBNAIL, round(side * scale))) for side in picture.size]
         file = io.BytesIO()
         picture.resize(size).save(file, "JPEG", quality=80)
-        return {"sha256": row["sha256"], "path": row["path"], "thumbnail": file.getvalue()}
+        return {"path": row["path"], "thumbnail": file.getvalue()}
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of timm, or of transformers."""

@@ -70,10 +70,13 @@ class TextClassification:
         """The scores of `metrics.classification`."""
         return classification.scores(*classification.arrays(records, self.labels))
 
-    def kept(self, row: Row) -> dict[str, Any]:
+    def digest(self, row: Row) -> str:
+        """Of the text, or pair of texts."""
+        return text_hash(row["text"], row.get("text_pair"))
+
+    def kept(self, row: Row) -> dict[str, str | bytes | None]:
         """The text, or pair of texts."""
-        texts = {name: row[name] for name in ("text", "text_pair") if name in row}
-        return {"sha256": text_hash(*texts.values()), **texts}
+        return {name: row[name] for name in ("text", "text_pair") if name in row}
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of transformers, or of PEFT where the model is an adapter."""
