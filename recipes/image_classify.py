@@ -40,7 +40,7 @@ class Config:
 SOURCE = Config(
     backbone=ImageBackboneConfig(name="resnet10t", pretrained=False),
     data=ImageDataConfig(path="demo-source"),
-    image=ImageConfig(size=32),
+    image=ImageConfig(size=32, augment="none"),
     train=TrainConfig(epochs=10, batch_size=32, lr=1e-3, head_lr=1e-3),
 )
 """How the backbone of the demo is made: from random weights, on digits 0-4."""

@@ -72,12 +72,12 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_the_report_speaks_of_pictures(tmp_path):
-    report = report_of(make_picture_run(tmp_path, data={"columns": {}, "sizes": {"0": 33, "50": 500, "100": 1200}}))
+    report = report_of(make_picture_run(tmp_path, data={"columns": {}, "sizes": {"train": {"0": 33, "50": 500, "100": 1200}}}))
     assert report.startswith("# Image classification with some-model\n")
     assert "this model sorts pictures into 4 classes" in report
     assert "It says nothing of pictures of another kind" in report
     assert (
-        "Short side of the pictures: the smallest has 33, 50% have at most 500, the largest has 1,200 pixels"
+        "Short side of the training pictures: the smallest has 33, 50% have at most 500, the largest has 1,200 pixels"
         in chapter(report, "Data")
     )
     assert "- Columns: none\n" in chapter(report, "Data")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graftkit.data.columns import LabelledRows
+from graftkit.data.columns import LabelledRows, a_role
 from graftkit.data.files import Table, name_rows
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHOWN = 5  # labels that a message names
+SHOWN = 5  # labels, or pictures, that a message names
 
 
 class BadRows:
@@ -25,21 +25,31 @@ class BadRows:
         self.drop = drop
         self.dropped: dict[str, dict[str, int]] = {}  # split -> what was wrong -> rows
 
-    def refuse_or_count(self, split: str, where: str, wrong: str, numbers: Iterable[int], detail: str = "") -> None:
+    def refuse_or_count(
+        self, split: str, where: str, wrong: str, numbers: Iterable[int], detail: str = "", names: str = ""
+    ) -> None:
         """Of `split`, which `where` holds, these rows are `wrong`; the caller leaves them out when this returns."""
         numbers = list(numbers)
         if not numbers:
             return
         if not self.drop:
             raise UserError(
-                f"{where}: {wrong}{detail} in {name_rows(numbers)}. Mend the data, or set --data.bad_rows drop"
+                f"{where}: {wrong}{detail} in {name_rows(numbers)}{names}. Mend the data, or set --data.bad_rows drop"
             )
         reasons = self.dropped.setdefault(split, {})
         reasons[wrong] = reasons.get(wrong, 0) + len(numbers)
 
+    def refuse_or_count_each(self, split: str, where: str, wrong: str, rows: Sequence[tuple[int, str, str]]) -> None:
+        """Like `refuse_or_count`, for rows that are wrong each for a reason of its own: number, name and reason."""
+        if rows and not self.drop:
+            listed = _some([f"row {number} ({name}): {reason}" for number, name, reason in rows], "; ")
+            raise UserError(f"{where}: {wrong}: {listed}. Mend the data, or set --data.bad_rows drop")
+        for one in dict.fromkeys(reason for _, _, reason in rows):
+            self.refuse_or_count(split, where, one, [number for number, _, reason in rows if reason == one])
+
     def without(self, split: str, rows: LabelledRows, wrong: str, bad: np.ndarray, detail: str = "") -> LabelledRows:
         """The rows but for those that are `bad` (rows,)."""
-        self.refuse_or_count(split, rows.where, wrong, rows.column("number")[bad], detail)
+        self.refuse_or_count(split, rows.where, wrong, rows.column("number")[bad], detail, _names(rows, bad))
         return rows.keep(~bad) if bad.any() else rows
 
     def notes(self) -> list[str]:
@@ -58,13 +68,16 @@ def check_parsed(split: str, table: Table, bad: BadRows) -> None:
         raise UserError(f"{table.where}: no row could be parsed. Set --data.{split} to another file")
 
 
-def check_filled(split: str, rows: LabelledRows, bad: BadRows) -> LabelledRows:
-    """Every row has a text (both, of a pair) and a label: not missing, and not blanks alone."""
-    for column in [name for name in ("text", "text_pair", "label") if name in rows.rows.column_names]:
-        wrong = f"empty or missing {column}"
-        rows = bad.without(split, rows, wrong, _blank(rows.rows.column(column)))
+def check_filled(split: str, rows: LabelledRows, bad: BadRows, roles: Sequence[str]) -> LabelledRows:
+    """Every row has a value in the column of each role there is: not missing, and not blanks alone."""
+    for role in [name for name in roles if name in rows.rows.column_names]:
+        rows = bad.without(split, rows, f"empty or missing {role}", _blank(rows.rows.column(role)))
     if not len(rows):
-        raise UserError(f"{rows.where}: no row with a text and a label is left. Set --data.{split}, .text or .label")
+        thing, label = roles[0], roles[-1]
+        raise UserError(
+            f"{rows.where}: no row with {a_role(thing)} and {a_role(label)} is left. "
+            f"Set --data.{split}, .{thing} or .{label}"
+        )
     return rows
 
 
@@ -108,6 +121,14 @@ def check_known(test: LabelledRows, train: LabelledRows, bad: BadRows) -> Labell
     if not len(test):
         raise UserError(f"{test.where}: none of its labels stands in {train.where}. Set --data.test or --data.label")
     return test
+
+
+def _names(rows: LabelledRows, bad: np.ndarray) -> str:
+    """Which pictures they are; a text needs no name beside its row."""
+    if "image" not in rows.rows.column_names:
+        return ""
+    names = rows.keep(bad).rows.column("image").drop_null().to_pylist()
+    return f" ({_some(names, ', ')})" if names else ""
 
 
 def _blank(values: pa.ChunkedArray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +25,17 @@ LABEL_NAMES = ["label", "labels", "category", "class", "intent", "target", "sent
 HASHED_ROWS = 20_000  # rows that stand in memory as Python strings at a time
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns to read."""
-
-    text: str
-    text_pair: str | None
-    label: str
+Columns = Mapping[str, str | None]
+"""The name of the column to read for each role (text, text_pair, label): None where there is none."""
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """One split of texts and labels, on the way from a Table to a Dataset."""
+    """One split of labelled texts (or pictures), on the way from a Table to a Dataset."""
 
     where: str  # how messages name its source
     rows: pa.Table  # number, id, text, [text_pair], label (strings; null where missing); content, once it is numbered
+    said: Sequence[str] = ("text", "text_pair", "label")  # the columns that hold what a row says
 
     def __len__(self) -> int:
         return self.rows.num_rows
@@ -60,14 +56,13 @@ class LabelledRows:
     def fingerprint(self) -> str:
         """SHA-256 of what the rows say in their order, whatever file they came from.
 
-        It is that of the JSON array of all rows, `json.dumps(rows, ensure_ascii=False)` in UTF-8, each row being
-        [text, text_pair or null, label]; it is made and hashed in pieces.
+        It is that of the JSON array of all rows, `json.dumps(rows, ensure_ascii=False)` in UTF-8, each row being the
+        array of its columns `said`, such as [text, text_pair or null, label]; it is made and hashed in pieces.
         """
         whole, between = hashlib.sha256(b"["), ""
         for batch in self.rows.to_batches(max_chunksize=HASHED_ROWS):
             columns = batch.to_pydict()
-            pairs = columns.get("text_pair", [None] * len(batch))
-            rows = list(zip(columns["text"], pairs, columns["label"], strict=True))
+            rows = list(zip(*(columns.get(name, [None] * len(batch)) for name in self.said), strict=True))
             whole.update((between + json.dumps(rows, ensure_ascii=False)[1:-1]).encode())
             between = ", "
         whole.update(b"]")
@@ -80,27 +75,28 @@ class LabelledRows:
         return replace(self, rows=self.rows.filter(pa.array(kept, pa.bool_())))
 
 
-def choose_columns(
-    table: Table, text: str | None, text_pair: str | None, label: str | None
-) -> tuple[Columns, list[str]]:
-    """The columns that the user named, or else the only ones named like a text and a label; and notes for the log."""
+def choose_columns(table: Table, named: Columns, known: Mapping[str, Sequence[str]]) -> tuple[Columns, list[str]]:
+    """The columns that the user named, or else the only ones named like their role; and notes for the log.
+
+    `known` says what columns of a role are named like; a role that it lacks may stay without a column.
+    """
     notes: list[str] = []
 
-    def choose(role: str, name: str | None, known: Sequence[str]) -> str:
-        if name is not None:
-            return name
-        found = [column for column in table.rows.column_names if column.lower() in known]
+    def choose(role: str) -> str:
+        found = [column for column in table.rows.column_names if column.lower() in known[role]]
         if len(found) == 1:
-            notes.append(f"{role} column: {found[0]!r} (the only one named like a {role})")
+            notes.append(f"{role} column: {found[0]!r} (the only one named like {a_role(role)})")
             return found[0]
         listed = ", ".join(repr(column) for column in found or table.rows.column_names)
-        problem = f"{listed} could each be the {role}" if found else f"no column is named like a {role}; found {listed}"
-        raise UserError(f"{table.where}: {problem}. Set --data.{role}")
+        none = f"no column is named like {a_role(role)}; found {listed}"
+        raise UserError(f"{table.where}: {f'{listed} could each be the {role}' if found else none}. Set --data.{role}")
 
-    columns = Columns(choose("text", text, TEXT_NAMES), text_pair, choose("label", label, LABEL_NAMES))
-    names = [name for name in vars(columns).values() if name is not None]
+    columns = {role: choose(role) if name is None and role in known else name for role, name in named.items()}
+    names = [name for name in columns.values() if name is not None]
     if len(set(names)) < len(names):
-        raise UserError(f"--data.text, .text_pair and .label name the same column twice: {', '.join(names)}")
+        *others, last = named
+        flags = ", .".join(others)
+        raise UserError(f"--data.{flags} and .{last} name the same column twice: {', '.join(names)}")
     return columns, notes
 
 
@@ -108,22 +104,29 @@ def label_rows(split: str, table: Table, columns: Columns) -> LabelledRows:
     """The chosen columns as strings, and an id for each row: `train-17` is row 17 of the source of train."""
     import pyarrow as pa
 
-    wanted = {role: name for role, name in vars(columns).items() if name is not None}
+    rows = number_rows(split, table)
+    for role, values in read_columns(table, columns).items():
+        rows[role] = as_strings(table, columns[role], values, role)
+    return LabelledRows(table.where, pa.table(rows))
+
+
+def number_rows(split: str, table: Table) -> dict[str, Any]:
+    """The columns `number` and `id`."""
+    import pyarrow as pa
+
+    ids = pa.array([f"{split}-{number}" for number in table.numbers.tolist()], pa.string())
+    return {"number": table.numbers, "id": ids}
+
+
+def read_columns(table: Table, columns: Columns) -> dict[str, pa.ChunkedArray]:
+    """The values of each role that has a column, as they are. UserError where the table lacks it."""
+    wanted = {role: name for role, name in columns.items() if name is not None}
     for role, name in wanted.items():
         if name not in table.rows.column_names:
             listed = ", ".join(repr(column) for column in table.rows.column_names)
             raise UserError(f"no column {name!r} in {table.where}; found {listed}. Set --data.{role}")
     data = table.rows.select_columns(list(wanted.values())).with_format("arrow")[:]
-    names = class_names(table, columns.label)
-    rows = {
-        "number": table.numbers,
-        "id": pa.array([f"{split}-{number}" for number in table.numbers.tolist()], pa.string()),
-    }
-    for role, name in wanted.items():
-        rows[role] = _as_strings(
-            data.column(name), names if role == "label" else None, f"{table.where}: column {name!r}", role
-        )
-    return LabelledRows(table.where, pa.table(rows))
+    return {role: data.column(name) for role, name in wanted.items()}
 
 
 def class_names(table: Table, column: str) -> list[str] | None:
@@ -132,6 +135,11 @@ def class_names(table: Table, column: str) -> list[str] | None:
 
     feature = table.rows.features.get(column)
     return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def a_role(role: str) -> str:
+    """The word with its article."""
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
 
 
 def sort_labels(labels: set[str], names: Sequence[str] | None) -> list[str]:
@@ -144,11 +152,12 @@ def sort_labels(labels: set[str], names: Sequence[str] | None) -> list[str]:
     return [*(names or []), *ordered]
 
 
-def _as_strings(values: pa.ChunkedArray, names: list[str] | None, where: str, role: str) -> pa.ChunkedArray:
-    """Numbers as they are written without needless digits (1.0 is '1'), booleans as 'true' and 'false'."""
+def as_strings(table: Table, column: str, values: pa.ChunkedArray, role: str) -> pa.ChunkedArray:
+    """The names of a ClassLabel; numbers without needless digits (1.0 is '1'), booleans as 'true' and 'false'."""
     import pyarrow as pa
 
     kind = values.type
+    names = class_names(table, column) if role == "label" else None
     if names is not None:  # the Hub writes -1 for a label that is withheld
         return _replace_each(values, lambda number: names[number] if number >= 0 else None)
     if pa.types.is_floating(kind):
@@ -158,7 +167,9 @@ def _as_strings(values: pa.ChunkedArray, names: list[str] | None, where: str, ro
     types = pa.types
     texts = (types.is_string, types.is_large_string, types.is_null)
     if not any(holds(kind) for holds in (*texts, types.is_integer, types.is_decimal, types.is_boolean)):
-        raise UserError(f"{where} holds {kind}, and a {role} is one string. Set --data.{role}")
+        raise UserError(
+            f"{table.where}: column {column!r} holds {kind}, and {a_role(role)} is one string. Set --data.{role}"
+        )
     return values.cast(pa.string())
 
 

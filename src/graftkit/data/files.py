@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,7 @@ class Table:
     numbers: np.ndarray  # (rows,) each row's number in its source, from 1; header and blank lines are not counted
     malformed: dict[str, list[int]] = field(default_factory=dict)  # what is wrong: numbers of the rows left out for it
     notes: list[str] = field(default_factory=list)
+    folder: Path | None = None  # where the paths in its rows start from; None for rows that no file here holds
 
 
 def read_file(path: Path, where: str | None = None) -> Table:
@@ -55,7 +56,7 @@ def read_file(path: Path, where: str | None = None) -> Table:
     table = reader(path, where)
     if not len(table.numbers) and not table.malformed:
         raise UserError(f"{where} is empty: it has no rows")
-    return table
+    return replace(table, folder=path.parent)
 
 
 def name_rows(numbers: Iterable[int]) -> str:

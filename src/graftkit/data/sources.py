@@ -6,7 +6,7 @@ Finds the files or the Hub's data set behind `--data.path`, `.train`, `.dev` and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,22 +37,36 @@ class Source:
     open: Callable[[], Table]
 
 
-def load_tables(path: str, subset: str | None, named: Mapping[str, str | None]) -> tuple[dict[str, Table], list[str]]:
+@dataclass(frozen=True)
+class Places:
+    """What is found in folders, by what rows hold: texts stand in files, pictures may be files of their own."""
+
+    demos: Mapping[str, Callable[[], dict[str, Source]]]  # the data sets that ship with graftkit, by path
+    in_folder: Callable[[Path, str], dict[str, Source]]  # a folder's splits by name; messages call it as the text says
+    at: Callable[[Path, str], Source | None]  # the rows of one file or folder; None where it is none
+
+
+def load_tables(
+    path: str, subset: str | None, named: Mapping[str, str | None], places: Places | None = None
+) -> tuple[dict[str, Table], list[str]]:
     """The rows of train, and of dev and test where they are there; and notes for the log.
 
     `named` says for each split which file or which of the path's own splits it is, or None to find it by its name.
     """
-    sources, notes = find_sources(path, subset, named)
+    sources, notes = find_sources(path, subset, named, places)
     tables = {split: source.open() for split, source in sources.items()}
     return tables, notes + [note for table in tables.values() for note in table.notes]
 
 
-def find_sources(path: str, subset: str | None, named: Mapping[str, str | None]) -> tuple[dict[str, Source], list[str]]:
-    """The source of each split that there is, train always; and notes for the log."""
-    if subset is not None and (path == DEMO or Path(path).expanduser().exists()):
+def find_sources(
+    path: str, subset: str | None, named: Mapping[str, str | None], places: Places | None = None
+) -> tuple[dict[str, Source], list[str]]:
+    """The source of each split that there is, train always; and notes for the log. By default rows stand in files."""
+    places = places or FILES
+    if subset is not None and (path in places.demos or Path(path).expanduser().exists()):
         raise UserError(f"--data.subset {subset} is for data sets on the Hub, and {path} is none")
-    offered = _offer(path, subset, named) if reads_path(path, named["train"]) else {}
-    chosen = {split: _choose(split, name, path, offered) for split, name in named.items()}
+    offered = _offer(path, subset, named, places) if reads_path(path, named["train"]) else {}
+    chosen = {split: _choose(split, name, path, offered, places) for split, name in named.items()}
     sources = {split: source for split, source in chosen.items() if source is not None}
     if "train" not in sources:
         raise UserError(f"no train split in {path}; found {_listed(offered)}. Set --data.train")
@@ -69,10 +83,10 @@ def reads_path(path: str, train: str | None) -> bool:
     return path != DEMO or not _names_file(train)
 
 
-def _choose(split: str, name: str | None, path: str, offered: Mapping[str, Source]) -> Source | None:
+def _choose(split: str, name: str | None, path: str, offered: Mapping[str, Source], places: Places) -> Source | None:
     """What the user named, or else what goes by the split's name; a single source by any other name is train."""
     if _names_file(name):
-        return _named_file(split, name, path)
+        return _named_file(split, name, path, places)
     if name is not None:
         if name not in offered:
             raise UserError(f"no split {name!r} in {path}; found {_listed(offered)}. Set --data.{split}")
@@ -95,19 +109,20 @@ def _names_file(name: str | None) -> bool:
     return name is not None and (Path(name).suffix != "" or len(Path(name).parts) > 1)
 
 
-def _named_file(split: str, name: str, path: str) -> Source:
+def _named_file(split: str, name: str, path: str, places: Places) -> Source:
     """The file in the folder that the path is, or else the file as seen from here."""
-    in_folder = path != DEMO and Path(path).expanduser().is_dir()
-    places = [Path(path, name).expanduser()] * in_folder + [Path(name).expanduser()]
-    for place in places:
-        if place.is_file():
-            return _from_file(place, str(place))
+    in_folder = path not in places.demos and Path(path).expanduser().is_dir()
+    for place in [Path(path, name).expanduser()] * in_folder + [Path(name).expanduser()]:
+        source = places.at(place, str(place))
+        if source is not None:
+            return source
     looked = f" (neither in {path} nor here)" if in_folder else ""
     raise UserError(f"no such file: {name}{looked}. Set --data.{split} to a file or to the name of a split")
 
 
-def _from_file(place: Path, where: str) -> Source:
-    return Source(where, partial(read_file, place, where))
+def from_file(place: Path, where: str) -> Source | None:
+    """The rows of a file, if it is one."""
+    return Source(where, partial(read_file, place, where)) if place.is_file() else None
 
 
 def _nothing_read(path: str) -> UserError:
@@ -117,13 +132,15 @@ def _nothing_read(path: str) -> UserError:
 # what the path holds
 
 
-def _offer(path: str, subset: str | None, named: Mapping[str, str | None]) -> dict[str, Source]:
+def _offer(path: str, subset: str | None, named: Mapping[str, str | None], places: Places) -> dict[str, Source]:
     """The path's own splits by name, in order."""
-    place = DEMO_FOLDER if path == DEMO else Path(path).expanduser()
+    if path in places.demos:
+        return places.demos[path]()
+    place = Path(path).expanduser()
     if place.is_dir():
-        return _offer_folder(place, path)
+        return places.in_folder(place, path)
     if place.is_file():
-        return {"train": _from_file(place, path)}
+        return {"train": from_file(place, path)}
     if not HUB_ID.fullmatch(path) or Path(path).suffix.lower() in READERS:
         raise UserError(f"no such file or folder: {path}. Set --data.path")
     if all(_names_file(name) for name in named.values()):
@@ -131,16 +148,29 @@ def _offer(path: str, subset: str | None, named: Mapping[str, str | None]) -> di
     return _offer_hub(path, subset)
 
 
+def data_files(place: Path) -> list[Path]:
+    """The files in a folder that hold rows, by name."""
+    return [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix.lower() in READERS and f.name[0] != "."]
+
+
+def offer_files(files: Sequence[Path], path: str, taken: Sequence[str] = ()) -> dict[str, Source]:
+    """Each file by its bare name, or by its whole name where others share the bare one, or it is taken."""
+    stems = [SHARD.sub("", file.stem) for file in files]
+    alone = [stem not in taken and stems.count(stem) == 1 for stem in stems]
+    return {
+        stem if bare else file.name: from_file(file, str(Path(path, file.name)))
+        for stem, bare, file in zip(stems, alone, files, strict=True)
+    }
+
+
 def _offer_folder(place: Path, path: str) -> dict[str, Source]:
-    """Each file by its bare name, or by its whole name where others share the bare one."""
-    files = [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix.lower() in READERS and f.name[0] != "."]
+    files = data_files(place)
     if not files:
         raise UserError(f"no data in the folder {path}: no file there ends in {', '.join(READERS)}")
-    stems = [SHARD.sub("", file.stem) for file in files]
-    return {
-        stem if stems.count(stem) == 1 else file.name: _from_file(file, str(Path(path, file.name)))
-        for stem, file in zip(stems, files, strict=True)
-    }
+    return offer_files(files, path)
+
+
+FILES = Places(demos={DEMO: partial(_offer_folder, DEMO_FOLDER, DEMO)}, in_folder=_offer_folder, at=from_file)
 
 
 def _offer_hub(path: str, subset: str | None) -> dict[str, Source]:

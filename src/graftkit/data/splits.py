@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from graftkit.config import AtLeastOne
 from graftkit.data.checks import BadRows, check_classes, check_filled, check_known, check_parsed, check_spelling
-from graftkit.data.columns import LabelledRows, choose_columns, class_names, label_rows, sort_labels
+from graftkit.data.columns import (
+    LABEL_NAMES,
+    TEXT_NAMES,
+    Columns,
+    LabelledRows,
+    choose_columns,
+    class_names,
+    label_rows,
+    sort_labels,
+)
 from graftkit.data.cuts import cut_rows, cut_tenths
 from graftkit.data.repeats import count_overlaps, count_repeats, number_contents
 from graftkit.data.sources import load_tables, reads_path
@@ -17,6 +27,10 @@ from graftkit.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from graftkit.data.files import Table
+
+ROLES = ("text", "text_pair", "label")
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a run: columns `id`, `text`, `text_pair` where there is one, and `label`, all strings."""
+    """The rows of a run: columns `id`, `text`, `text_pair` where there is one, and `label`, all strings.
+
+    Pictures have, in place of texts, `path` (absolute) or `bytes`, the other being null, and `sha256` of the file.
+    """
 
     train: Dataset
     dev: Dataset
@@ -56,6 +73,41 @@ class Splits:
     facts: dict[str, Any]  # plain JSON for the run's record
     notes: list[str]  # sentences for the log
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Rows that were checked and are not cut yet."""
+
+    tables: Mapping[str, Table]  # what they were read from
+    columns: Columns
+    splits: dict[str, LabelledRows]  # with numbered contents
+    bad: BadRows
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the rows hold, and how it is said."""
+
+    things: str
+    repeat: str  # what rows of train do that repeat another
+    overlap: str  # what rows of a split do that stand in another, {}
+    to_dataset: Callable[[LabelledRows], Dataset]
+
+
+def _to_dataset(rows: LabelledRows) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset(rows.rows.drop_columns(["number", "content"]))
+
+
+TEXTS = Kind(
+    things="texts",
+    repeat="repeat the text of an earlier one",
+    overlap="also stand in {}",
+    to_dataset=_to_dataset,
+)
 
 
 def load_splits(config: DataConfig, seed: int) -> Splits:
@@ -68,19 +120,35 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
         check_parsed(split, table, bad)
-    columns, column_notes = choose_columns(tables["train"], config.text, config.text_pair, config.label)
+    wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
+    columns, column_notes = choose_columns(tables["train"], wanted, {"text": TEXT_NAMES, "label": LABEL_NAMES})
     labelled = {split: label_rows(split, table, columns) for split, table in tables.items()}
-    checked = _check(labelled, bad)
-    splits, cut_notes = _cut(number_contents(checked), config.max_rows, seed)
-    datasets = {split: _to_dataset(rows) for split, rows in splits.items()}
+    filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
+    contents = number_contents(check_labels(filled, bad))
+    return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed)
+
+
+def check_labels(splits: Mapping[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:
+    """What shows only when rows are seen together; first, `check_filled` sees each by itself."""
+    check_spelling(splits)
+    checked = {**splits, "train": check_classes(splits["train"], bad)}
+    if "test" in checked:
+        checked["test"] = check_known(checked["test"], checked["train"], bad)
+    return checked
+
+
+def make_splits(config: Any, checked: Checked, kind: Kind, seed: int) -> Splits:
+    """Train, dev and test, cut where they are missing, described, and warned of; `config`: a DataConfig or its like."""
+    splits, cut_notes = _cut(checked.splits, config.max_rows, seed)
+    tables, columns, bad = checked.tables, checked.columns, checked.bad
     in_train, in_dev = splits["train"].label_counts(), splits["dev"].label_counts()
-    labels = sort_labels({*in_train, *in_dev}, class_names(tables["train"], columns.label))
-    repeats, overlaps = count_repeats(splits["train"]), count_overlaps(splits)
+    labels = sort_labels({*in_train, *in_dev}, class_names(tables["train"], columns["label"]))
+    repeats, overlaps = count_repeats(splits["train"], kind.things), count_overlaps(splits)
     facts = {
         "path": config.path if reads_path(config.path, config.train) else None,
         "subset": config.subset,
         "sources": {split: rows.where for split, rows in splits.items()},
-        "columns": asdict(columns),
+        "columns": columns,
         "splits": {split: _describe(rows, labels) for split, rows in splits.items()},
         "cut_from_train": {split: {"share": 0.1, "seed": seed} for split in splits if split not in tables},
         "max_rows": config.max_rows,
@@ -91,22 +159,12 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     }
     only_dev = [label for label in labels if label in in_dev and label not in in_train]
     return Splits(
-        **datasets,
+        **{split: kind.to_dataset(rows) for split, rows in splits.items()},
         labels=labels,
         facts=facts,
-        notes=[*notes, *column_notes, *bad.notes(), *cut_notes],
-        warnings=_warnings(splits, repeats, overlaps, only_dev),
+        notes=[*checked.notes, *bad.notes(), *cut_notes],
+        warnings=_warnings(kind, splits, repeats, overlaps, only_dev),
     )
-
-
-def _check(splits: dict[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:
-    """First each row by itself, then what shows only when rows are seen together."""
-    splits = {split: check_filled(split, rows, bad) for split, rows in splits.items()}
-    check_spelling(splits)
-    splits["train"] = check_classes(splits["train"], bad)
-    if "test" in splits:
-        splits["test"] = check_known(splits["test"], splits["train"], bad)
-    return splits
 
 
 def _cut(splits: dict[str, LabelledRows], max_rows: int | None, seed: int) -> tuple[dict[str, LabelledRows], list[str]]:
@@ -135,12 +193,6 @@ def _cut(splits: dict[str, LabelledRows], max_rows: int | None, seed: int) -> tu
     return {"train": train, "dev": splits["dev"], "test": splits["test"]}, notes
 
 
-def _to_dataset(rows: LabelledRows) -> Dataset:
-    from datasets import Dataset
-
-    return Dataset(rows.rows.drop_columns(["number", "content"]))
-
-
 def _describe(rows: LabelledRows, labels: list[str]) -> dict[str, Any]:
     """The fingerprint of a split, and its rows for each label."""
     counts = rows.label_counts()
@@ -152,18 +204,22 @@ def _describe(rows: LabelledRows, labels: list[str]) -> dict[str, Any]:
 
 
 def _warnings(
-    splits: dict[str, LabelledRows], repeats: dict[str, int], overlaps: dict[str, int], only_dev: list[str]
+    kind: Kind,
+    splits: dict[str, LabelledRows],
+    repeats: dict[str, int],
+    overlaps: dict[str, int],
+    only_dev: list[str],
 ) -> list[str]:
     warnings = []
     if repeated := repeats["repeated_rows"]:
-        warnings.append(f"{repeated:,} of {len(splits['train']):,} rows of train repeat the text of an earlier one")
-    if conflicting := repeats["texts_with_several_labels"]:
-        warnings.append(f"{conflicting:,} texts of train stand under more than one label")
+        warnings.append(f"{repeated:,} of {len(splits['train']):,} rows of train {kind.repeat}")
+    if conflicting := repeats[f"{kind.things}_with_several_labels"]:
+        warnings.append(f"{conflicting:,} {kind.things} of train stand under more than one label")
     for pair, count in overlaps.items():
         one, _, other = pair.partition(" in ")
         if count:
             flatter = f", which flatters the scores on {one}" if other == "train" else ""
-            warnings.append(f"{count:,} of {len(splits[one]):,} rows of {one} also stand in {other}{flatter}")
+            warnings.append(f"{count:,} of {len(splits[one]):,} rows of {one} {kind.overlap.format(other)}{flatter}")
     if only_dev:
         warnings.append(
             f"labels of dev that train never had, and that nothing can teach: {', '.join(map(repr, only_dev))}"

@@ -41,7 +41,7 @@ def data(run: Mapping[str, Any]) -> str:
         "Left out": "" if dropped is None else _flat(dropped) or "no rows",
     }
     if NOUNS[run["task"]] == "picture":
-        facts["Short side of the pictures"] = _sizes(run)
+        facts["Short side of the training pictures"] = _sizes(run)
     return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
 
 
@@ -201,7 +201,7 @@ def _lengths(run: Mapping[str, Any]) -> str:
 
 def _sizes(run: Mapping[str, Any]) -> str:
     ends = {0: "the smallest has {}", 100: "the largest has {}"}
-    steps = _steps(look(run, "data", "sizes"))
+    steps = _steps(look(run, "data", "sizes", "train"))
     parts = [ends.get(step, f"{step:g}% have at most {{}}").format(_count(pixels)) for step, pixels in steps]
     return ", ".join(parts) + " pixels" if parts else ""
 

@@ -75,10 +75,10 @@ class ImageClassification:
         """Pixels (rows, channels, height, width) uint8; targets (rows,) int64, or (rows, labels) float32 if mixed."""
         import torch
 
-        pixels = torch.stack([example["pixels"] for example in examples])
+        pixels = torch.stack([example["pixels"].permute(1, 2, 0) for example in examples])  # channels-last in memory
         targets = [example["target"] for example in examples]
         stacked = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-        return Batch([example["id"] for example in examples], {"pixels": pixels}, {"targets": stacked})
+        return Batch([example["id"] for example in examples], {"pixels": pixels.permute(0, 3, 1, 2)}, {"targets": stacked})
 
     def count(self, batch: Batch) -> Tensor:
         """Rows."""
@@ -134,9 +134,7 @@ class ImageClassification:
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """(rows, labels)."""
-        import torch
-
-        pixels = self.preprocessing.normalise(batch.inputs["pixels"]).contiguous(memory_format=torch.channels_last)
+        pixels = self.preprocessing.normalise(batch.inputs["pixels"])
         return model(pixels) if self._timm else model(pixel_values=pixels).logits
 
     def _pixels(self, row: Row, rng: np.random.Generator | None) -> Tensor:
