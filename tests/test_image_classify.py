@@ -92,7 +92,7 @@ def test_the_adapter_beside_the_model_gives_the_same_answers(tmp_path, image_che
 def test_it_learns_and_the_folder_holds_what_it_says(tmp_path, image_checkpoint, pictures):
     run = tmp_path / "run"
     metrics = train(run, image_checkpoint("test_resnet"), pictures, "--train.epochs", 12, "--image.augment", "none")
-    assert metrics["test"]["scores"]["accuracy"] > 0.8
+    assert metrics["test"]["scores"]["accuracy"] > 0.6  # chance: 0.38
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml", "run.json", "log.jsonl", "timing.jsonl", "model", "predictions-test.parquet", "metrics.json",
         "predictions-dev.parquet", "rows-test.parquet", "rows-dev.parquet", "report.md", "checkpoints",
@@ -208,7 +208,7 @@ def test_a_class_that_dev_lacks_shifts_no_other(tmp_path, image_checkpoint, pict
     run = tmp_path / "run"
     metrics = train(run, image_checkpoint("test_resnet"), folder, "--train.epochs", 12, "--image.augment", "none")
     assert {row["label"] for row in table(run, "dev")} == {"square", "stripes"}
-    assert metrics["dev"]["scores"]["accuracy"] > 0.8
+    assert metrics["dev"]["scores"]["accuracy"] > 0.8  # numbered by themselves, both would be wrong
 
 
 def test_grey_and_turned_pictures_train(tmp_path, image_checkpoint):

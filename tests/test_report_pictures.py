@@ -72,7 +72,8 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_the_report_speaks_of_pictures(tmp_path):
-    report = report_of(make_picture_run(tmp_path, data={"columns": {}, "sizes": {"train": {"0": 33, "50": 500, "100": 1200}}}))
+    sizes = {"train": {"0": 33, "50": 500, "100": 1200}}
+    report = report_of(make_picture_run(tmp_path, data={"columns": {}, "sizes": sizes}))
     assert report.startswith("# Image classification with some-model\n")
     assert "this model sorts pictures into 4 classes" in report
     assert "It says nothing of pictures of another kind" in report

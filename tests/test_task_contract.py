@@ -34,6 +34,7 @@ class Made:
     headed: Any
     rows: Any
     first_loss: float  # per target, of a head that knows nothing
+    drawn: float = 0.15  # how far, in shares, the head's random weights may lead from it
 
 
 def text_classification(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
@@ -53,7 +54,7 @@ def image_classification(folder: Path, checkpoint: Callable[..., Path], kind: st
     splits = load_pictures(ImageDataConfig(path=str(folder)), 0)
     model = load_image_classifier(ImageBackboneConfig(name=str(checkpoint(kind))), ImageConfig(), splits.labels, 0)
     task = ImageClassification(model.preprocessing, splits.labels, splits.train, 0)
-    return Made(task, model.headed, splits.train, math.log(3))
+    return Made(task, model.headed, splits.train, math.log(3), drawn=0.25)
 
 
 TASKS = [pytest.param(text_classification, kind, id=f"text-classification-{kind}") for kind in KINDS]
@@ -100,7 +101,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(made):
     batch = batch_of(made, range(24))
     made.headed.model.eval()
     loss = made.task.loss(made.headed.model, batch) / made.task.count(batch)
-    assert loss.item() == pytest.approx(made.first_loss, rel=0.15)
+    assert loss.item() == pytest.approx(made.first_loss, rel=made.drawn)
 
 
 def test_the_loss_is_a_sum_over_targets(made):

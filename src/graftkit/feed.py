@@ -15,6 +15,7 @@ from graftkit.task import Batch, Row, Task
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+    from torch.utils.data import DataLoader
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def load_batches(
         multiprocessing_context="fork" if workers else None,  # spawned ones would import torch again, every epoch
     )
     try:
-        for batch in loader:
+        for batch in _iterate(loader):
             if isinstance(batch, UserError):
                 raise UserError(str(batch), everywhere=True)
             yield batch
@@ -108,6 +109,20 @@ def load_batches(
             "look at these, or set fewer --image.workers if the machine ran out of memory",
             everywhere=True,
         ) from error
+
+
+def _iterate(loader: DataLoader) -> Iterator[Any]:
+    """The loader's batches; a worker that died is an error where its batch is asked for, and nowhere else.
+
+    torch handles SIGCHLD by raising that error wherever the program then stands, such as within a backward pass.
+    """
+    import signal
+    import threading
+
+    batches = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ class ImageClassification:
         pixels = torch.stack([example["pixels"].permute(1, 2, 0) for example in examples])  # channels-last in memory
         targets = [example["target"] for example in examples]
         stacked = torch.tensor(targets) if isinstance(targets[0], int) else torch.stack(targets)
-        return Batch([example["id"] for example in examples], {"pixels": pixels.permute(0, 3, 1, 2)}, {"targets": stacked})
+        ids = [example["id"] for example in examples]
+        return Batch(ids, {"pixels": pixels.permute(0, 3, 1, 2)}, {"targets": stacked})
 
     def count(self, batch: Batch) -> Tensor:
         """Rows."""
