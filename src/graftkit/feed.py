@@ -152,6 +152,6 @@ class _Examples:
         return next(errors, None) or self.task.collate(examples)
 
     def being_read(self) -> str:
-        """The ids of the rows that the workers are at."""
-        ids = [self.rows[index]["id"] for index in self.at.tolist() if index >= 0]
-        return f"row {', '.join(ids)}" if ids else "no row yet"
+        """What the workers are at: files, or else ids of rows."""
+        rows = [self.rows[index] for index in self.at.tolist() if index >= 0]
+        return ", ".join(row.get("path") or row["id"] for row in rows) or "no row yet"

@@ -31,6 +31,8 @@ class ImageConfig:
     augment: Literal["none", "crop", "trivial", "rand"] = "crop"
     """what training does to pictures: nothing more than evaluation, a random resized crop and flip, or these and
     TrivialAugment or RandAugment"""
+    crop: Fraction = 0.35
+    """smallest share of a picture's area that a random crop keeps"""
     flip: bool = True
     """whether augmenting mirrors every second picture; set false for digits, letters and road signs"""
     erase: Fraction = 0.0
@@ -175,7 +177,7 @@ class Preprocessing:
 
         how = t.InterpolationMode(self.interpolation)
         policies = {"trivial": t.TrivialAugmentWide, "rand": t.RandAugment}
-        steps = [t.RandomResizedCrop(self.size, interpolation=how)]
+        steps = [t.RandomResizedCrop(self.size, scale=(self.config.crop, 1), interpolation=how)]
         if self.config.flip:
             steps.append(t.RandomHorizontalFlip())
         if self.config.augment in policies:
