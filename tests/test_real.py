@@ -31,3 +31,33 @@ def test_spam_is_found_after_one_epoch(tmp_path):
     clean = f1_score(table["label"][unseen], table["prediction"][unseen], average="macro")
     print(json.dumps({"test": headline, "without rows of train": clean, "rows": int(unseen.sum())}))
     assert clean >= 0.95
+
+
+CHECKPOINTS = {"mobilenetv2_100.imagenet": 0.967, "mobilenetv1_100.imagenet": 0.971}  # a probe on pooled features
+FULL = ("--train.epochs", 8, "--image.augment", "crop")
+HEAD = ("--adapt.strategy", "head", "--train.epochs", 8, "--image.augment", "none")
+
+
+def flowers(folder, checkpoint: str, *words) -> list[float]:
+    """Test accuracy of three seeds."""
+    found = []
+    for seed in range(3):
+        command = [
+            "--data.path",
+            assets() / "data" / "flowers12",
+            "--backbone.name",
+            assets() / "checkpoints" / checkpoint,
+        ]
+        command += ["--image.cache", "--run.seed", seed, "--run.out", folder / f"{checkpoint}-{seed}", *words]
+        found.append(run_recipe("image_classify", *command, "--run.overwrite")["test"]["scores"]["accuracy"])
+    print(json.dumps({"checkpoint": checkpoint, "words": list(map(str, words)), "accuracy": found}))
+    return found
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_flowers_are_told_apart(tmp_path, checkpoint):
+    """Means over three seeds, of the head alone and of everything; from scratch, the same network is far below."""
+    assert np.mean(flowers(tmp_path, checkpoint, *HEAD)) >= 0.95
+    full = np.mean(flowers(tmp_path, checkpoint, *FULL))
+    assert full >= 0.95
+    assert np.mean(flowers(tmp_path, checkpoint, *FULL, "--backbone.pretrained", "false")) < full - 0.2

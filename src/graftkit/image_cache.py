@@ -99,7 +99,7 @@ def prepare_pictures(
     height, width = preprocessing.size
     run.say(
         f"pictures: {height} x {width} pixels, {preprocessing.interpolation}, training augmentation {config.augment}, "
-        f"read by {workers} worker processes" + (" beside each that trains" if workers else "")
+        f"read by {'this process' if workers == 0 else f'{workers} more' if workers > 1 else 'one more process'}"
     )
     cached = []
     for split in ("train", "dev") if config.cache else ():

@@ -134,8 +134,9 @@ class Run:
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def end(self) -> None:
-        """Close trackers and the group of processes."""
-        self.accelerator.end_training()
+        """Close the trackers. The group of processes stays until the program ends: another run may follow."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def save_record(self) -> None:
         """Write run.json as it stands."""
@@ -240,6 +241,7 @@ def open_run(recipe: str, config: Any) -> Run:
     settings: RunConfig = config.run
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
+    atexit.register(_leave_group)
     if state.device.type == "cpu" and state.num_processes == 1:
         use_all_cores()
     precision = choose_precision(settings.precision, state.device.type)
@@ -267,12 +269,21 @@ def open_run(recipe: str, config: Any) -> Run:
     return run
 
 
+def _leave_group() -> None:
+    """Part from the other processes in good order."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
     """The folder of a finished run with these settings in the cache folder; `main` makes it where there is none yet.
 
     It goes by its settings and the versions of the packages, since these decide what comes out.
     """
-    facts = to_yaml(config, leave_out=NOT_KEPT) + json.dumps(versions(), sort_keys=True)
+    made_by = {"graftkit": __version__, **versions()}
+    facts = to_yaml(config, leave_out=NOT_KEPT) + json.dumps(made_by, sort_keys=True)
     folder = cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
     if not (folder / "metrics.json").exists():
         main(replace(config, run=replace(config.run, out=str(folder), resume=False, overwrite=True, dry_run=False)))
