@@ -15,6 +15,7 @@ from typing import Any
 from graftkit.adapt import AdaptConfig, adapt
 from graftkit.config import start
 from graftkit.data import ImageDataConfig, load_pictures
+from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.image_cache import prepare_pictures
@@ -33,7 +34,7 @@ class Config:
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -41,13 +42,15 @@ SOURCE = Config(
     backbone=ImageBackboneConfig(name="resnet10t", pretrained=False),
     data=ImageDataConfig(path="demo-source"),
     image=ImageConfig(size=32, augment="none"),
-    train=TrainConfig(epochs=10, batch_size=32, lr=1e-3, head_lr=1e-3),
+    train=TrainConfig(epochs=5, batch_size=32, lr=1e-3, head_lr=1e-3),
 )
 """How the backbone of the demo is made: from random weights, on digits 0-4."""
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    if config.image.flip is None:  # of digits and letters, the mirror image is another thing, or nothing
+        config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
     run = open_run("image_classify", config)
 
@@ -75,10 +78,16 @@ def main(config: Config) -> dict[str, Any]:
 
 def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]]]:
     """The demo's backbone, trained on digits 0-4, and how the same network does from scratch on the same rows."""
+    if config.data.path != "demo":
+        raise UserError(
+            f"--backbone.name demo knows digits, and --data.path is {config.data.path}; name a checkpoint, such as "
+            "--backbone.name mobilenetv3_small_100.lamb_in1k, or a folder"
+        )
     source = kept_run(SOURCE, main)
-    scratch = kept_run(replace(config, backbone=SOURCE.backbone, image=replace(config.image, size=32)), main)
-    score = json.loads((scratch / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
-    name = "the same network trained from scratch on the same rows"
+    image = replace(config.image, size=config.image.size or SOURCE.image.size)
+    alone = replace(config, backbone=SOURCE.backbone, image=image, adapt=AdaptConfig())
+    score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
+    name = "the same network trained from scratch with the same settings on the same rows"
     return replace(config.backbone, name=str(source / "model")), [{"name": name, "headline": score}]
 
 

@@ -13,7 +13,7 @@ from conftest import IMAGE_KINDS
 
 from graftkit.adapt import AdaptConfig, adapt, find_blocks, set_training_mode
 from graftkit.errors import UserError
-from graftkit.heads import head_modules
+from graftkit.heads import head_modules, recompute_activations
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier, load_timm, save_timm
 from graftkit.images import ImageConfig
 
@@ -128,11 +128,39 @@ def test_lora_adapts_pointwise_convolutions_and_names_the_depthwise_ones_that_it
     assert all(adapted.model.get_submodule(name).base_layer.groups == 1 for name in adapters)
     depthwise = [name for name, m in plain.named_modules() if getattr(m, "groups", 1) > 1]
     assert depthwise
-    assert f"not on {len(depthwise)} grouped convolutions ({depthwise[0]}" in adapted.description
+    assert f"not on {len(depthwise)} that PEFT cannot merge ({depthwise[0]}" in adapted.description
     assert {name for name in trained(adapted.model) if "lora_" not in name} == adapted.head
     leaf = depthwise[0].rpartition(".")[2]
-    with pytest.raises(UserError, match=rf"--adapt.targets {leaf}: a convolution in groups, which PEFT cannot merge"):
+    with pytest.raises(UserError, match=rf"--adapt.targets {leaf}: a kind of layer that PEFT cannot merge"):
         adapt(load(image_checkpoint("test_efficientnet")).headed, AdaptConfig(strategy="lora", targets=[leaf]))
+
+
+def test_lora_leaves_standardised_convolutions(image_checkpoint):
+    """PEFT would add its update to the raw weight, which the layer standardises afterwards."""
+    adapted = adapt(load("test_nfnet", pretrained=False).headed, AdaptConfig(strategy="lora", rank=2))
+    adapters = [m for name, m in adapted.model.named_modules() if name.endswith("base_layer")]
+    assert adapters
+    assert not [m for m in adapters if "Std" in type(m).__name__]
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        pixels = torch.randn(2, 3, 64, 64)
+        before = adapted.model.eval()(pixels)
+        torch.testing.assert_close(adapted.model.merge_and_unload().eval()(pixels), before, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", IMAGE_KINDS)
+def test_activations_can_be_computed_again(image_checkpoint, kind):
+    model = load(image_checkpoint(kind)).headed.model
+    if kind == "convnext":
+        with pytest.raises(UserError, match=r"--train.checkpointing: this network cannot"):
+            recompute_activations(model)
+        return
+    recompute_activations(model)
+    assert any(
+        getattr(m, "grad_checkpointing", False) or getattr(m, "gradient_checkpointing", False) for m in model.modules()
+    )
 
 
 @pytest.mark.parametrize("kind", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"])

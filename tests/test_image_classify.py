@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,7 +127,9 @@ def test_workers_change_nothing_and_neither_does_a_stop(tmp_path, image_checkpoi
 
     The network has convolutions in channels-last memory, whose optimizer state must come back so, and batch norms.
     """
-    command = words(image_checkpoint("test_efficientnet"), pictures, *AUGMENTED, "--train.epochs", 6, "--train.save_every", 1)
+    command = words(
+        image_checkpoint("test_efficientnet"), pictures, *AUGMENTED, "--train.epochs", 6, "--train.save_every", 1
+    )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run_recipe("image_classify", *command, "--run.out", whole)
     process = launch("image_classify", *command, "--run.out", stopped)
@@ -138,6 +143,19 @@ def test_workers_change_nothing_and_neither_does_a_stop(tmp_path, image_checkpoi
     run_recipe("image_classify", *command, "--image.workers", 2, "--run.out", tmp_path / "workers")
     for name in SAME:
         assert (tmp_path / "workers" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_signal_to_all_processes_of_a_run_saves(tmp_path, image_checkpoint, pictures):
+    """As a cluster stops a job: the processes that read pictures get it too, and must not take the update along."""
+    command = words(image_checkpoint("test_resnet"), pictures, "--train.epochs", 30, "--image.workers", 2)
+    run = tmp_path / "run"
+    process = launch("image_classify", *command, "--run.out", run, start_new_session=True)
+    while not (run / "log.jsonl").exists() or (run / "log.jsonl").read_text().count('"loss"') < 6:
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)
+    said = finish(process, code=128 + signal.SIGTERM)
+    update = int(re.search(r"stopped by SIGTERM after update (\d+), which is saved", said)[1])
+    assert (run / "checkpoints" / f"update-{update:08d}").exists()
 
 
 def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, image_checkpoint, pictures):
@@ -227,10 +245,19 @@ def test_grey_and_turned_pictures_train(tmp_path, image_checkpoint):
         if i % 4 == 0:
             exif = Image.Exif()
             exif[0x0112] = 6
-            picture.save(tmp_path / "data" / shape / f"{i}.jpg", exif=exif)
+            picture.save(tmp_path / "data" / shape / f"{i}-exif.jpg", exif=exif)
         else:
             picture.save(tmp_path / "data" / shape / f"{i}.jpg")
     metrics = train(tmp_path / "run", image_checkpoint("test_resnet"), tmp_path / "data", "--backbone.in_chans", 1)
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"][0] == 1
     assert metrics["test"]["rows"] == 2
+    rows = pq.read_table(tmp_path / "run" / "rows-test.parquet").to_pylist()
+    plain = [i for i, row in enumerate(rows) if Image.open(row["path"]).mode == "L" and "exif" not in row["path"]]
+    for i in plain:  # of others, the snippet leaves out what CMYK and EXIF would need
+        snippet = json.loads((tmp_path / "run" / "run.json").read_text())["snippet"]
+        snippet = snippet.replace("a picture.jpg", rows[i]["path"])
+        said = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True).stdout
+        answer, expected = ast.literal_eval(said), table(tmp_path / "run")[i]
+        assert answer == pytest.approx({label: expected[f"probability:{label}"] for label in answer}, abs=1e-4)
+    assert plain

@@ -77,7 +77,7 @@ def test_the_demo_is_digits_that_need_no_network(monkeypatch):
     monkeypatch.setattr(socket, "socket", None)
     splits, again = load("demo"), load("demo", seed=1)
     assert splits.labels == ["5", "6", "7", "8", "9"]
-    assert Counter(splits.train["label"][:]) == dict.fromkeys(splits.labels, 40)
+    assert Counter(splits.train["label"][:]) == dict.fromkeys(splits.labels, 30)
     assert Counter(splits.dev["label"][:]) == dict.fromkeys(splits.labels, 20)
     assert len(splits.train) + len(splits.dev) + len(splits.test) == sum(load_digits().target >= 5)
     assert splits.facts["splits"] == again.facts["splits"]

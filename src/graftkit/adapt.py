@@ -103,7 +103,7 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
     adapted = get_peft_model(headed.model, settings, revision=commit)
     saved = {name for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." in name}
     kinds = sorted({name.rpartition(".")[2] for name in matched})
-    left = f", not on {len(skipped)} grouped convolutions ({_some(skipped)})" if skipped else ""
+    left = f", not on {len(skipped)} that PEFT cannot merge ({_some(skipped)})" if skipped else ""
     description = f"LoRA of rank {config.rank} on {len(matched)} layers ({_some(kinds)}){left}, and the head"
     return Adapted(adapted, saved, description)
 
@@ -158,7 +158,7 @@ def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
 def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) -> tuple[list[str], list[str]]:
     """Names of the layers to adapt, outside the head, and of those that are skipped since PEFT cannot merge them.
 
-    That is so for convolutions in groups, such as depthwise ones. By default all layers of the blocks are adapted.
+    By default all layers of the blocks are adapted.
     Raises UserError where a wanted name matches none, or one of those.
     """
     layers, grouped = _layers(model, head)
@@ -173,21 +173,28 @@ def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) ->
     if unmatched:
         known = sorted({name.rpartition(".")[2] for name in layers})
         refused = [w for w in unmatched if any(_ends_with(name, w) for name in grouped)]
-        why = "a convolution in groups, which PEFT cannot merge" if refused else "no such layer"
+        why = "a kind of layer that PEFT cannot merge (in groups, or standardised)" if refused else "no such layer"
         raise UserError(f"--adapt.targets {','.join(refused or unmatched)}: {why}; this model has {', '.join(known)}")
     chosen, left = ([n for n in names if any(_ends_with(n, w) for w in wanted)] for names in (layers, grouped))
     return chosen, left
 
 
 def _layers(model: nn.Module, head: set[str]) -> tuple[list[str], list[str]]:
-    """Names of all linear layers and convolutions outside the head: those that LoRA can adapt, and those in groups."""
+    """Names of the linear layers and convolutions outside the head: those that LoRA can adapt, and those it cannot.
+
+    PEFT cannot merge into convolutions in groups, and would merge wrongly into kinds that change their weight before
+    they use it, such as weight standardisation.
+    """
+    from timm.layers import Conv2dSame
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     found: tuple[list[str], list[str]] = ([], [])
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Conv2d) and f"{name}.weight" not in head:
-            found[getattr(module, "groups", 1) > 1].append(name)
+            plain = type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, Conv1D, nn.Conv2d)
+            can = (plain or isinstance(module, Conv2dSame)) and getattr(module, "groups", 1) == 1
+            found[not can].append(name)
     return found
 
 

@@ -25,16 +25,19 @@ def predict_rows(
     bit for bit, for any number of processes (with the same threads each) and any batch size in training.
     """
     import torch
-    from accelerate.utils import gather_object
+    from accelerate.utils import broadcast, gather_object
 
     batches = fixed_batches(lengths, len(rows))
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     plain = accelerator.unwrap_model(model)  # DDP's forward would wait for the other processes' batches
     plain.eval()
+    if accelerator.num_processes > 1:
+        for buffer in plain.buffers():  # batch norm's statistics: each process has seen its own rows
+            broadcast(buffer)
     found: list[tuple[int, Record]] = []
     with torch.no_grad():
         for indices, batch in zip(mine, load_batches(task, rows, mine, None), strict=True):
-            with explain_memory(indices, lengths, len(indices)):
+            with explain_memory(indices, lengths, len(indices), training=False):
                 records = task.predict(plain, batch.to(accelerator.device))
             found += zip((int(i) for i in indices), records, strict=True)
     everywhere = gather_object(found)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large")
+TRAIN_ON_LESS = (
+    "set a smaller --train.batch_size (with a larger --train.accumulate for the same update), "
+    "--train.checkpointing true, --adapt.strategy lora, last or head, or less of each row"
+)
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -34,7 +38,9 @@ def check_finite(loss: float, norm: float, update: int, rows: Sequence[Row], ind
 
 
 @contextmanager
-def explain_memory(rows: np.ndarray, lengths: np.ndarray | None, batch_size: int) -> Iterator[None]:
+def explain_memory(
+    rows: np.ndarray, lengths: np.ndarray | None, batch_size: int, *, training: bool = True
+) -> Iterator[None]:
     """Turn an out-of-memory error in the block into a UserError that names row lengths and the flags that help."""
     try:
         yield
@@ -42,11 +48,10 @@ def explain_memory(rows: np.ndarray, lengths: np.ndarray | None, batch_size: int
         if not isinstance(error, MemoryError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
             raise
         longest = "" if lengths is None else f" of up to {lengths[rows].max()} tokens"
+        cure = TRAIN_ON_LESS if training else "the split alone says how many; shorter or smaller rows"
+        size = "--image.size" if lengths is None else "--backbone.max_length"
         raise UserError(
-            f"out of memory with {batch_size} rows{longest} per forward pass; set a smaller --train.batch_size "
-            "(with a larger --train.accumulate for the same update), a smaller --backbone.max_length, "
-            "--train.checkpointing true, or --adapt.strategy lora, last or head",
-            everywhere=True,
+            f"out of memory with {batch_size} rows{longest} per forward pass; {cure}: a smaller {size}", everywhere=True
         ) from error
 
 

@@ -95,6 +95,7 @@ def load_batches(
         collate_fn=examples.collate,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,  # spawned ones would import torch again, every epoch
+        worker_init_fn=_leave_signals_to_the_parent,
     )
     try:
         for batch in _iterate(loader):
@@ -109,6 +110,14 @@ def load_batches(
             "look at these, or set fewer --image.workers if the machine ran out of memory",
             everywhere=True,
         ) from error
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to all processes of a run (Ctrl-C, a cluster's SIGTERM) must not take the rows from the last update."""
+    import signal
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _iterate(loader: DataLoader) -> Iterator[Any]:

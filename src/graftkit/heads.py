@@ -102,3 +102,15 @@ def head_modules(model: nn.Module, head: set[str]) -> list[str]:
         if path and own and own <= head and not any(path.startswith(f"{outer}.") for outer in found):
             found.append(path)
     return found
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let the model compute activations again in the backward pass (Chen et al. 2016). UserError where it cannot."""
+    if hasattr(model, "set_grad_checkpointing"):  # timm
+        model.set_grad_checkpointing(True)
+    elif getattr(model, "supports_gradient_checkpointing", False):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        raise UserError(
+            "--train.checkpointing: this network cannot; leave it out, and set a smaller --train.batch_size"
+        )

@@ -97,7 +97,10 @@ def _resolve_folder(folder: Path, shown: str) -> tuple[str, bool]:
         raise UserError(
             f"--backbone.name {shown}: no weights in safetensors; others are pickles, which can run code. Convert them"
         )
-    is_timm = "architecture" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        is_timm = "architecture" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--backbone.name {shown}: its config.json is no JSON ({error})") from error
     return (f"local-dir:{folder.resolve()}" if is_timm else str(folder.resolve())), is_timm
 
 
@@ -127,7 +130,10 @@ def _from_timm(name: str, config: ImageBackboneConfig, image: ImageConfig, label
     if list(model.pretrained_cfg.get("label_names") or []) != labels or model.num_classes != len(labels):
         model.reset_classifier(len(labels))
     channels = model.pretrained_cfg["input_size"][0] if config.in_chans is None else config.in_chans
-    return ImageModel(Headed(model, _head_of_timm(model)), Preprocessing.for_timm(model, image, channels))
+    preprocessing = Preprocessing.for_timm(model, image, channels)
+    if image.size is not None:
+        _check_size(model, preprocessing)
+    return ImageModel(Headed(model, _head_of_timm(model)), preprocessing)
 
 
 def _create(name: str, config: ImageBackboneConfig, settings: dict[str, Any]) -> nn.Module:
@@ -170,6 +176,8 @@ def save_timm(folder: Path, model: nn.Module, labels: list[str], preprocessing: 
     config.get("model_args", {}).pop("num_classes", None)
     config["label_names"] = labels  # timm's older versions write only those that they know
     config["pretrained_cfg"] |= preprocessing.timm_settings()
+    for name in ("label_names", "label_descriptions"):  # of the source task
+        config["pretrained_cfg"].pop(name, None)
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -231,8 +239,8 @@ def _check_size(model: nn.Module, preprocessing: Preprocessing) -> None:
 
     try:
         with torch.no_grad():
-            model.eval()(pixel_values=torch.zeros(1, preprocessing.channels, *preprocessing.size))
-    except (RuntimeError, ValueError) as error:
+            model.eval()(torch.zeros(1, preprocessing.channels, *preprocessing.size))
+    except (AssertionError, RuntimeError, ValueError) as error:
         raise UserError(f"--image.size {preprocessing.size[0]}: {_first_line(error)}; leave it out") from error
 
 

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from graftkit.errors import UserError
-from graftkit.images import Preprocessing, read, reading_processes
+from graftkit.images import ImageConfig, Preprocessing, read, reading_processes
 from graftkit.machine import cache_folder, cores
 from graftkit.task import Row
 
@@ -93,12 +93,12 @@ def prepare_pictures(
     Says and records how pictures are read.
     """
     config = preprocessing.config
-    workers = reading_processes(config, run.accelerator.num_processes)
-    how = preprocessing.timm_settings() | {"augment": config.augment, "workers": workers, "cache": config.cache}
+    workers = reading_processes(config, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # processes on this machine
+    how = preprocessing.timm_settings() | {"augment": _augmentation(config), "workers": workers, "cache": config.cache}
     run.record["images"] = how | {"size": list(preprocessing.size)}
     height, width = preprocessing.size
     run.say(
-        f"pictures: {height} x {width} pixels, {preprocessing.interpolation}, training augmentation {config.augment}, "
+        f"pictures: {height} x {width} pixels, {preprocessing.interpolation}; in training {_augmentation(config)}; "
         f"read by {'this process' if workers == 0 else f'{workers} more' if workers > 1 else 'one more process'}"
     )
     cached = []
@@ -109,6 +109,13 @@ def prepare_pictures(
         run.say(f"{split}: {cache.note}")
         cached.append((rows, cache))
     return workers, cached
+
+
+def _augmentation(config: ImageConfig) -> str:
+    """What training does to pictures, in words."""
+    crop = f", crops of {config.crop:.0%} and more{', mirrored' if config.flip is not False else ''}"
+    more = [f"{name} {value:g}" for name in ("erase", "mixup", "cutmix") if (value := getattr(config, name))]
+    return ", ".join([config.augment + (crop if config.augment != "none" else ""), *more])
 
 
 def _make(rows: Sequence[Row], preprocessing: Preprocessing, training: bool) -> None:

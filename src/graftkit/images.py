@@ -33,8 +33,8 @@ class ImageConfig:
     TrivialAugment or RandAugment"""
     crop: Fraction = 0.35
     """smallest share of a picture's area that a random crop keeps"""
-    flip: bool = True
-    """whether augmenting mirrors every second picture; set false for digits, letters and road signs"""
+    flip: bool | None = None
+    """whether augmenting mirrors every second picture; by default it does, but not the digits of the demo"""
     erase: Fraction = 0.0
     """share of the training pictures in which a random rectangle becomes the mean colour"""
     mixup: NotNegative = 0.0
@@ -178,7 +178,7 @@ class Preprocessing:
         how = t.InterpolationMode(self.interpolation)
         policies = {"trivial": t.TrivialAugmentWide, "rand": t.RandAugment}
         steps = [t.RandomResizedCrop(self.size, scale=(self.config.crop, 1), interpolation=how)]
-        if self.config.flip:
+        if self.config.flip is not False:
             steps.append(t.RandomHorizontalFlip())
         if self.config.augment in policies:
             steps.append(policies[self.config.augment](fill=self._mean_colour))

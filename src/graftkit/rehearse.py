@@ -34,14 +34,14 @@ def rehearse(
     feed = Feed(task, splits.train, lengths["train"], config.batch_size, config.accumulate, run.seed, run.accelerator)
     model, optimizer = prepare(run.accelerator, adapted, config)
     set_training_mode(run.accelerator.unwrap_model(model))
-    seconds = []
+    seconds, start = [], time.perf_counter()
     for update in feed.sample(TRIED):
-        start = time.perf_counter()
         with explain_memory(update.rows, feed.lengths, config.batch_size):
             accumulate_gradients(run.accelerator, task, model, update).item()
             optimizer.step()
             optimizer.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.perf_counter() - start)  # with the time to read the rows
+        start = time.perf_counter()
     updates = planned_updates(feed, config)
     per_update = sum(seconds[1:]) / len(seconds[1:]) if seconds[1:] else seconds[0]  # the first one warms up
     estimate = {"updates": updates, "seconds": round(updates * per_update, 1), "memory": peak_memory()}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -240,7 +241,8 @@ def open_run(recipe: str, config: Any) -> Run:
     keep_freed_memory()
     settings: RunConfig = config.run
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)  # told so, it forms a group of CPU processes under torchrun
+    # told of CPUs, it forms a group of their processes under torchrun; the main one may decode pictures for long
+    state = PartialState(cpu=on_cpu, timeout=timedelta(hours=6))
     atexit.register(_leave_group)
     if state.device.type == "cpu" and state.num_processes == 1:
         use_all_cores()

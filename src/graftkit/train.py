@@ -15,6 +15,7 @@ from graftkit.errors import Stopped, UserError
 from graftkit.evaluate import predict_rows
 from graftkit.failures import check_finite, explain_memory
 from graftkit.feed import Feed, Update
+from graftkit.heads import recompute_activations
 from graftkit.optim import make_optimizer, set_lr
 from graftkit.progress import Progress
 from graftkit.run import Run
@@ -149,7 +150,7 @@ def accumulate_gradients(accelerator: Accelerator, task: Task, model: nn.Module,
 def prepare(accelerator: Accelerator, adapted: Adapted, config: TrainConfig) -> tuple[nn.Module, Optimizer]:
     """The model and its optimizer as Accelerate runs them."""
     if config.checkpointing:
-        adapted.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(adapted.model)
     head_lr = config.lr * 50 if config.head_lr is None else config.head_lr
     optimizer = make_optimizer(adapted.model, adapted.head, config.lr, head_lr, config.weight_decay)
     return accelerator.prepare(adapted.model, optimizer)

@@ -184,7 +184,7 @@ def _as_png(pixels: np.ndarray) -> bytes:
 
 PICTURES = Places(
     demos={
-        "demo": partial(_offer_digits, "demo", range(5, 10), lambda scans: (40, 60)),
+        "demo": partial(_offer_digits, "demo", range(5, 10), lambda scans: (30, 50)),
         "demo-source": partial(
             _offer_digits, "demo-source", range(5), lambda scans: (7 * scans // 10, 8 * scans // 10)
         ),

@@ -29,6 +29,17 @@ classify = pipeline("image-classification", {folder!r})
 print(classify(["a picture.jpg"], top_k=None))"""
 
 
+GREY_SNIPPET = """\
+import timm
+from PIL import Image
+
+model = timm.create_model("local-dir:" + {folder!r}, pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+picture = prepare(Image.open("a picture.jpg").convert("L"))  # a pipeline would read three channels
+chances = model(picture[None]).softmax(-1)[0].tolist()
+print(dict(zip(model.pretrained_cfg["label_names"], chances)))"""
+
+
 class ImageClassification:
     """One label per picture: cross-entropy over the logits of a network for pictures.
 
@@ -126,8 +137,8 @@ class ImageClassification:
         return (image_backbone.load_timm if self._timm else image_backbone.load_transformers)(folder)
 
     def snippet(self, folder: Path) -> str:
-        """A pipeline of transformers, which takes timm's folders too."""
-        return SNIPPET.format(folder=str(folder))
+        """A pipeline of transformers, which takes timm's folders too; timm itself where pictures are grey."""
+        return (SNIPPET if self.preprocessing.channels == 3 else GREY_SNIPPET).format(folder=str(folder))
 
     @property
     def _timm(self) -> bool:
