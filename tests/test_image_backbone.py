@@ -13,7 +13,8 @@ from conftest import IMAGE_KINDS
 
 from graftkit.adapt import AdaptConfig, adapt, find_blocks, set_training_mode
 from graftkit.errors import UserError
-from graftkit.heads import head_modules, recompute_activations
+from graftkit.failures import check_reached
+from graftkit.heads import Headed, head_modules, recompute_activations
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier, load_timm, save_timm
 from graftkit.images import ImageConfig
 
@@ -148,6 +149,16 @@ def test_lora_leaves_standardised_convolutions(image_checkpoint):
         pixels = torch.randn(2, 3, 64, 64)
         before = adapted.model.eval()(pixels)
         torch.testing.assert_close(adapted.model.merge_and_unload().eval()(pixels), before, atol=1e-4, rtol=1e-3)
+
+
+def test_lora_on_layers_that_are_read_past_is_refused():
+    """Swin v2 calls no qkv layer, but computes with its weight: PEFT's layer around it does nothing."""
+    small = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    model = timm.create_model("swinv2_tiny_window8_256", num_classes=3, **small)
+    adapted = adapt(Headed(model, {"head.fc.weight", "head.fc.bias"}), AdaptConfig(strategy="lora", rank=2))
+    adapted.model(torch.randn(2, 3, 64, 64)).sum().backward()
+    with pytest.raises(UserError, match=r"LoRA on qkv does nothing: .*set --adapt.targets"):
+        check_reached(adapted.model)
 
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)

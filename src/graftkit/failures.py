@@ -13,6 +13,7 @@ from graftkit.task import Row
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import nn
 
 DISK_FULL = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large")
 TRAIN_ON_LESS = (
@@ -34,6 +35,20 @@ def check_finite(loss: float, norm: float, update: int, rows: Sequence[Row], ind
         raise UserError(
             f"the {what} of update {update} is {value}; its rows: {shown}. The last checkpoint is good: "
             "look at these rows, or set a lower --train.lr, or --run.precision fp32"
+        )
+
+
+def check_reached(model: nn.Module) -> None:
+    """Raise UserError where LoRA adapts layers that the network reads past, so that no gradient reaches them.
+
+    Some networks of timm (BEiT, Swin v2) compute with a layer's weight and never call the layer, which PEFT wraps.
+    """
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+    missed = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, p in parameters if p.grad is None})
+    if missed:
+        raise UserError(
+            f"LoRA on {', '.join(missed)} does nothing: this network reads past these layers; "
+            "set --adapt.targets to others, or --adapt.strategy last"
         )
 
 

@@ -13,7 +13,7 @@ from graftkit.adapt import Adapted, set_training_mode
 from graftkit.config import AtLeastOne, Fraction, NotNegative, Positive, differences
 from graftkit.errors import Stopped, UserError
 from graftkit.evaluate import predict_rows
-from graftkit.failures import check_finite, explain_memory
+from graftkit.failures import check_finite, check_reached, explain_memory
 from graftkit.feed import Feed, Update
 from graftkit.heads import recompute_activations
 from graftkit.optim import make_optimizer, set_lr
@@ -93,6 +93,8 @@ def train(
                     loss = accumulate_gradients(accelerator, task, model, update).item()
                     norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
                     stepped = not skips_step(accelerator, loss, norm)
+                    if state.update == 0:
+                        check_reached(model)
                     if stepped:
                         check_finite(loss, norm, state.update + 1, splits.train, update.rows)
                     optimizer.step()
