@@ -53,6 +53,7 @@ def test_the_default_learns_within_two_minutes(tmp_path):
     assert metrics["test"]["headline"]["low"] > 0.5  # guessing gives 0.125
 
 
+@pytest.mark.slow
 def test_digits_are_learned_from_other_digits(tmp_path, monkeypatch):
     """The first run trains the source network and the one from scratch; the second finds both in the cache."""
     monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))

@@ -158,6 +158,7 @@ def test_a_signal_to_all_processes_of_a_run_saves(tmp_path, image_checkpoint, pi
     assert (run / "checkpoints" / f"update-{update:08d}").exists()
 
 
+@pytest.mark.slow
 def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, image_checkpoint, pictures):
     """From the same saved weights: at a rate at which nothing moves."""
     still = ("--train.lr", 1e-300, "--train.head_lr", 1e-300, "--train.weight_decay", 0, "--train.epochs", 1)

@@ -64,6 +64,7 @@ def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, checkpoin
     assert rows == 19
 
 
+@pytest.mark.slow
 def test_scores_after_training_apart_agree(tmp_path, checkpoint, data):
     """The same updates on one process and on two round differently; docs/concepts.md states how far that may lead."""
     found = []

@@ -116,6 +116,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, checkpoint, data, never_
     assert_same(run, never_stopped(1))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(tmp_path, checkpoint, data, never_stopped):
     """The launcher of a cluster sends SIGTERM to processes, in any order: all save the same update and end."""
     run = tmp_path / "run"
