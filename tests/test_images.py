@@ -320,7 +320,7 @@ def test_a_picture_that_cannot_be_read_is_named(path, content, named, tmp_path):
 
 def test_workers_follow_the_cores(monkeypatch):
     monkeypatch.setattr("graftkit.images.cores", lambda: 16)
-    assert [reading_processes(ImageConfig(), processes) for processes in (1, 2, 4, 16)] == [8, 7, 3, 1]
+    assert [reading_processes(ImageConfig(), processes) for processes in (1, 2, 4, 8)] == [8, 7, 3, 0]
     assert reading_processes(ImageConfig(workers=0)) == 0
 
 

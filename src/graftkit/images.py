@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+FEW_CORES = 4  # on fewer, workers and the network would take turns: on 2, both training and evaluation are slower so
 MOST_WORKERS = 8  # more seldom help one GPU, and each holds its own copy of the libraries
 
 
@@ -42,7 +43,7 @@ class ImageConfig:
     cutmix: NotNegative = 0.0
     """paste a part of another training picture: alpha, such as 1; 0 is off; beside mixup each row draws one"""
     workers: NotNegativeInt | None = None
-    """processes that read pictures; by default as many as cores but one, from 1 to 8"""
+    """processes that read pictures; by default as many as cores but one, at most 8, and none on fewer than 4 cores"""
     cache: bool = False
     """keep resized pictures in a file in the cache folder, so that later epochs and runs do not decode"""
     cache_side: AtLeastOne = 256
@@ -230,7 +231,8 @@ def reading_processes(config: ImageConfig, processes: int = 1) -> int:
     """How many workers read pictures for each of the training processes on this machine."""
     if config.workers is not None:
         return config.workers
-    return min(MOST_WORKERS, max(1, cores() // processes - 1))
+    mine = cores() // processes
+    return 0 if mine < FEW_CORES else min(MOST_WORKERS, mine - 1)
 
 
 def _blend(pixels: Tensor, partner: Tensor, share: float, rng: np.random.Generator) -> tuple[Tensor, float]:
