@@ -122,3 +122,35 @@ def test_fewer_processes_than_asked_for_are_noticed(monkeypatch):
     assert processes_asked_for() is None
     parent("bash")
     assert processes_asked_for() is None
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_kept_run_is_made_once_and_never_seen_half(tmp_path, monkeypatch, others):
+    """Also where another program finishes the same run in the meantime."""
+    from dataclasses import dataclass, field
+    from pathlib import Path
+
+    from graftkit.run import RunConfig, kept_run
+
+    @dataclass(frozen=True)
+    class Config:
+        run: RunConfig = field(default_factory=RunConfig)
+
+    made = []
+
+    def main(config):
+        mine = Path(config.run.out)
+        mine.mkdir(parents=True)
+        (mine / "metrics.json").write_text("mine")
+        made.append(mine)
+        if others:
+            folder = mine.with_suffix("")
+            folder.mkdir()
+            (folder / "metrics.json").write_text("theirs")
+
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path))
+    folder = kept_run(Config(), main)
+    assert kept_run(Config(), main) == folder
+    assert len(made) == 1
+    assert not made[0].exists()
+    assert (folder / "metrics.json").read_text() == ("theirs" if others else "mine")

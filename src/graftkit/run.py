@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -282,14 +283,29 @@ def _leave_group() -> None:
 def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
     """The folder of a finished run with these settings in the cache folder; `main` makes it where there is none yet.
 
-    It goes by its settings and the versions of the packages, since these decide what comes out.
+    It goes by its settings and the versions of the packages, since these decide what comes out. It is made under a name
+    of its own and renamed when it is whole, so that two programs that make it at once do not meet.
     """
+    from accelerate import PartialState
+
     made_by = {"graftkit": __version__, **versions()}
     facts = to_yaml(config, leave_out=NOT_KEPT) + json.dumps(made_by, sort_keys=True)
     folder = cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
     if not (folder / "metrics.json").exists():
-        main(replace(config, run=replace(config.run, out=str(folder), resume=False, overwrite=True, dry_run=False)))
+        program = os.getppid() if "RANK" in os.environ else os.getpid()  # the launcher's, for all of its processes
+        mine = folder.with_name(f"{folder.name}.{program}")
+        main(replace(config, run=replace(config.run, out=str(mine), resume=False, overwrite=True, dry_run=False)))
+        once(PartialState(), lambda: _rename_or_remove(mine, folder))
     return folder
+
+
+def _rename_or_remove(mine: Path, folder: Path) -> None:
+    try:
+        mine.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(mine)  # another program was first
 
 
 def _choose_folder(recipe: str, config: Any) -> Path:
