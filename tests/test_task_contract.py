@@ -60,7 +60,7 @@ def image_classification(folder: Path, checkpoint: Callable[..., Path], kind: st
 TASKS = [pytest.param(text_classification, kind, id=f"text-classification-{kind}") for kind in KINDS]
 TASKS += [
     pytest.param(image_classification, kind, id=f"image-classification-{kind}")
-    for kind in ("test_resnet", "test_efficientnet", "test_vit", "vit")
+    for kind in ("test_efficientnet", "test_vit", "vit")
 ]
 
 

@@ -102,11 +102,15 @@ def load_batches(
             if isinstance(batch, UserError):
                 raise UserError(str(batch), everywhere=True)
             yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        said = "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)
+        if not workers or (
+            isinstance(error, RuntimeError) and not said
+        ):  # the others: it died as it handed over a batch
             raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"a process that reads rows died ({str(error).splitlines()[0]}); it was at {examples.being_read()}: "
+            f"a process that reads rows died ({reason}); it was at {examples.being_read()}: "
             "look at these, or set fewer --image.workers if the machine ran out of memory",
             everywhere=True,
         ) from error
