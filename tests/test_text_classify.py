@@ -79,7 +79,7 @@ def test_a_saved_model_is_plain_transformers(tmp_path, checkpoint, long_data, ki
     assert not [p for p in out.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_an_adapter_is_plain_peft_by_the_printed_snippet(tmp_path, checkpoint, data, kind):
     out, _ = train(tmp_path, checkpoint(kind), data, "--adapt.strategy", "lora")
     assert not (out / "model" / "config.json").exists()

@@ -104,9 +104,8 @@ def load_batches(
             yield batch
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         said = "DataLoader worker" in str(error) and "exited unexpectedly" in str(error)
-        if not workers or (
-            isinstance(error, RuntimeError) and not said
-        ):  # the others: it died as it handed over a batch
+        handing_over = not isinstance(error, RuntimeError)  # it died while its batch was fetched
+        if not workers or not (said or handing_over):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
