@@ -49,7 +49,7 @@ SOURCE = Config(
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    if config.image.flip is None:  # of digits and letters, the mirror image is another thing, or nothing
+    if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
     run = open_run("image_classify", config)

@@ -117,7 +117,8 @@ def test_too_few_rows_to_cut_from(tmp_path, monkeypatch, named):
     with pytest.raises(UserError) as error:
         load_splits(DataConfig(path="all.csv", **named), seed=0)
     missing, cure = ("test", "--data.test") if named else ("dev and test", "--data.dev and --data.test")
-    assert str(error.value) == f"all.csv: 4 rows are too few to cut {missing} from. Add rows, or set {cure}"
+    few = "all.csv: 4 rows, of which only 2 differ, are too few to cut"
+    assert str(error.value) == f"{few} {missing} from. Add rows, or set {cure}"
 
 
 def test_max_rows_are_stratified_seeded_and_nested(tmp_path):

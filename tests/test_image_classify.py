@@ -261,3 +261,30 @@ def test_grey_and_turned_pictures_train(tmp_path, image_checkpoint):
         answer, expected = ast.literal_eval(said), table(tmp_path / "run")[i]
         assert answer == pytest.approx({label: expected[f"probability:{label}"] for label in answer}, abs=1e-4)
     assert len(plain) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_pictures_that_one_sees(tmp_path, image_checkpoint, pictures):
+    """Augmented, mixed and erased by (seed, epoch, row): the losses of all updates agree to rounding."""
+    losses = []
+    for processes, batch_size in ((1, 8), (2, 4)):
+        run = tmp_path / str(processes)
+        command = words(image_checkpoint("test_vit"), pictures, *AUGMENTED, "--train.batch_size", batch_size)
+        finish(launch("image_classify", *command, "--run.out", run, processes=processes))
+        events = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        losses.append([event["loss"] for event in events if "loss" in event])
+    assert len(set(losses[0])) == len(losses[0]) > 4
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_merge_that_changes_the_answers_is_refused(tmp_path, image_checkpoint, pictures, monkeypatch):
+    """As a layer would that PEFT merges wrongly: the adapter stays, and no model is written."""
+    from peft.tuners.lora import Conv2d
+
+    right = Conv2d.get_delta_weight
+    monkeypatch.setattr(Conv2d, "get_delta_weight", lambda self, name: right(self, name) * 5)
+    command = words(image_checkpoint("test_efficientnet"), pictures, "--adapt.strategy", "lora", "--train.lr", 0.05)
+    with pytest.raises(RuntimeError, match=r"the merged model is not the trained one: .* The adapter is whole"):
+        run_recipe("image_classify", *command, "--run.out", tmp_path / "run")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "run" / "model").exists()

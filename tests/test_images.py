@@ -333,6 +333,11 @@ def test_the_settings_are_read_from_flags():
     assert (read_in.size, read_in.augment, read_in.flip, read_in.mixes) == (96, "rand", False, False)
     with pytest.raises(UserError, match="one of none, crop, trivial, rand"):
         parse(Config, ["--image.augment", "autoaugment"])
+    for flags in (["--image.crop", "0.5"], ["--image.flip", "true"]):
+        with pytest.raises(UserError, match=f"^{flags[0]} does nothing with --image.augment none"):
+            parse(Config, ["--image.augment", "none", *flags])
+    with pytest.raises(UserError, match=r"--image\.cache_side does nothing without"):
+        parse(Config, ["--image.cache_side", "128"])
 
 
 # --- the cache ------------------------------------------------------------------------------------------------------
@@ -380,7 +385,7 @@ def test_evaluation_is_the_same_from_the_cache(rows, no_decoding, source, channe
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_training_pictures_are_kept_at_a_short_side(rows, no_decoding, channels):
-    made = preprocessing(channels, cache_side=32)
+    made = preprocessing(channels, cache=True, cache_side=32)
     smaller = [shrink(read(r, channels), 32) for r in rows]
     cache = open_cache(rows, made, training=True)
     assert "short side of 32; crops come from these" in cache.note
@@ -405,7 +410,7 @@ def test_training_without_augmentation_keeps_the_pixels_of_evaluation(rows):
 
 def test_a_cache_smaller_than_what_the_model_sees_is_refused(rows):
     with pytest.raises(UserError, match=r"cache_side 24 is less than the 32 pixels .* set --image.cache_side 37"):
-        open_cache(rows, preprocessing(cache_side=24), training=True)
+        open_cache(rows, preprocessing(cache=True, cache_side=24), training=True)
 
 
 def test_the_key_follows_content_order_geometry_and_channels(rows):
@@ -421,7 +426,7 @@ def test_the_key_follows_content_order_geometry_and_channels(rows):
         (rows, Preprocessing.for_transformers(processor("vit"), ImageConfig()), False),
         (rows, Preprocessing.for_transformers(processor("swin"), ImageConfig()), False),
         (rows, preprocessing(), True),
-        (rows, preprocessing(cache_side=64), True),
+        (rows, preprocessing(cache=True, cache_side=64), True),
     ]:
         before = len(files())
         open_cache(others, made, training=training)
@@ -517,7 +522,7 @@ def test_two_processes_may_make_it_at_once(rows, no_decoding):
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_read_it(rows, start):
-    made = preprocessing(cache_side=32)
+    made = preprocessing(cache=True, cache_side=32)
     cache = open_cache(rows, made, training=True)
     wanted = [cache.pixels(i, np.random.default_rng(i)) for i in range(len(rows))]
     if start == "spawn":  # what a spawned worker is sent

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import assets, run_recipe
+from scipy.stats import t as student_t
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -39,7 +40,7 @@ HEAD = ("--adapt.strategy", "head", "--image.augment", "none")
 
 
 def flowers(folder, checkpoint: str, *words) -> list[float]:
-    """Test accuracy of three seeds."""
+    """Test accuracy of three seeds; says their mean and its interval (Student's t)."""
     found = []
     for seed in range(3):
         command = [
@@ -50,7 +51,9 @@ def flowers(folder, checkpoint: str, *words) -> list[float]:
         ]
         command += ["--image.cache", "--run.seed", seed, "--run.out", folder / f"{checkpoint}-{seed}", *words]
         found.append(run_recipe("image_classify", *command, "--run.overwrite")["test"]["scores"]["accuracy"])
+    half = student_t.ppf(0.975, len(found) - 1) * np.std(found, ddof=1) / len(found) ** 0.5
     print(json.dumps({"checkpoint": checkpoint, "words": list(map(str, words)), "accuracy": found}))
+    print(f"mean {np.mean(found):.3f}, 95% interval {np.mean(found) - half:.3f} to {np.mean(found) + half:.3f}")
     return found
 
 

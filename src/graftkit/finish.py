@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
 from graftkit.export import check_saved, is_adapter, save_adapter
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftkit.data import Splits
+
+MERGED_ROWS = 64  # of dev, on which a merged model must answer as its adapter did
 
 
 def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> dict[str, Any]:
@@ -37,7 +41,7 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
     with run.phase("save"):
         if merge and is_adapter(model):
             run.once(lambda: save(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
-            model = model.merge_and_unload()
+            model = merge_adapter(run, task, model, splits, lengths)
         run.once(lambda: save(folder, lambda aside: task.save(aside, model)))
         reloaded = task.load(folder)
         check_saved(model, reloaded)
@@ -57,6 +61,26 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
         )
     run.end()
     return metrics
+
+
+def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths) -> nn.Module:
+    """The model with LoRA's update added to its weights.
+
+    Raises RuntimeError where it then answers otherwise: that is a fault of a library, and the adapter is saved.
+    """
+    rows = splits.dev.select(range(min(MERGED_ROWS, len(splits.dev))))
+    tokens = None if lengths["dev"] is None else lengths["dev"][: len(rows)]
+    before = predict_rows(run.accelerator, task, model, rows, tokens)
+    merged = model.merge_and_unload()
+    after = predict_rows(run.accelerator, task, merged, rows, tokens)
+    for one, other in zip(before, after, strict=True):
+        for name in (name for name, value in one.items() if not isinstance(value, str)):
+            if not np.allclose(one[name], other[name], rtol=1e-3, atol=1e-3):
+                raise RuntimeError(
+                    f"the merged model is not the trained one: {name} of row {one['id']} differs. "
+                    f"The adapter is whole, in {run.folder / 'adapter'}"
+                )
+    return merged
 
 
 def _write_tables(run: Run, task: Task, split: str, rows: Any, records: list[dict[str, Any]]) -> None:

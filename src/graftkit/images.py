@@ -49,6 +49,13 @@ class ImageConfig:
     cache_side: AtLeastOne = 256
     """short side in pixels of training pictures in the cache, from which crops come; none is enlarged"""
 
+    def __post_init__(self) -> None:
+        for name in ("crop", "flip"):
+            if self.augment == "none" and getattr(self, name) != getattr(ImageConfig, name):
+                raise UserError(f"--image.{name} does nothing with --image.augment none; leave one of them out")
+        if not self.cache and self.cache_side != ImageConfig.cache_side:
+            raise UserError("--image.cache_side does nothing without --image.cache; set both, or neither")
+
     @property
     def mixes(self) -> bool:
         """Whether a training row needs a partner."""

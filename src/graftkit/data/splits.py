@@ -172,10 +172,12 @@ def _cut(splits: dict[str, LabelledRows], max_rows: int | None, seed: int) -> tu
     train, notes = splits["train"], []
     missing = [split for split in ("dev", "test") if split not in splits]
     if missing:
-        tenths = cut_tenths(train.classes(), np.unique(train.column("content"), return_inverse=True)[1], seed)
+        contents, numbers = np.unique(train.column("content"), return_inverse=True)
+        tenths = cut_tenths(train.classes(), numbers, seed)
         if tenths is None:
+            alike = "" if len(contents) == len(train) else f", of which only {len(contents)} differ,"
             raise UserError(
-                f"{train.where}: {len(train)} rows are too few to cut {' and '.join(missing)} from. "
+                f"{train.where}: {len(train)} rows{alike} are too few to cut {' and '.join(missing)} from. "
                 f"Add rows, or set --data.{' and --data.'.join(missing)}"
             )
         splits = {**splits, **{split: train.keep(tenths[split]) for split in missing}}
