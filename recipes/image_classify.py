@@ -17,6 +17,7 @@ from graftkit.config import start
 from graftkit.data import ImageDataConfig, load_pictures
 from graftkit.errors import UserError
 from graftkit.finish import finish
+from graftkit.hub import HubConfig, check_ready, share
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.image_cache import prepare_pictures
 from graftkit.images import ImageConfig
@@ -36,6 +37,7 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
     run: RunConfig = field(default_factory=RunConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 SOURCE = Config(
@@ -53,6 +55,7 @@ def main(config: Config) -> dict[str, Any]:
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
     run = open_run("image_classify", config)
+    run.once(lambda: check_ready(config.hub))
 
     with run.phase("data"):
         splits = load_pictures(config.data, config.run.seed)
@@ -73,7 +76,9 @@ def main(config: Config) -> dict[str, Any]:
         trained = train(run, task, adapted, splits, lengths, config.train)
 
     run.record["compared"] = compared
-    return finish(run, task, trained, splits, lengths, merge=True)
+    metrics = finish(run, task, trained, splits, lengths, merge=True)
+    share(run, config.hub)
+    return metrics
 
 
 def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]]]:
@@ -85,7 +90,7 @@ def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]
         )
     source = kept_run(SOURCE, main)
     image = replace(config.image, size=config.image.size or SOURCE.image.size)
-    alone = replace(config, backbone=SOURCE.backbone, image=image, adapt=AdaptConfig())
+    alone = replace(config, backbone=SOURCE.backbone, image=image, adapt=AdaptConfig(), hub=HubConfig())
     score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
     name = "the same network trained from scratch with the same settings on the same rows"
     return replace(config.backbone, name=str(source / "model")), [{"name": name, "headline": score}]

@@ -17,6 +17,7 @@ from graftkit.config import start
 from graftkit.data import DataConfig, load_splits
 from graftkit.finish import finish
 from graftkit.heads import load_classifier
+from graftkit.hub import HubConfig, check_ready, share
 from graftkit.rehearse import rehearse
 from graftkit.run import RunConfig, open_run
 from graftkit.tasks.text_classification import TextClassification
@@ -33,11 +34,13 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     run = open_run("text_classify", config)
+    run.once(lambda: check_ready(config.hub))
 
     with run.phase("data"):
         splits = load_splits(config.data, config.run.seed)
@@ -57,7 +60,9 @@ def main(config: Config) -> dict[str, Any]:
     with run.phase("train"):
         model = train(run, task, adapted, splits, lengths, config.train)
 
-    return finish(run, task, model, splits, lengths, merge=config.adapt.merge)
+    metrics = finish(run, task, model, splits, lengths, merge=config.adapt.merge)
+    share(run, config.hub)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.config import AtLeastOne
+from graftkit.download import commit_of, fetch
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+ON_THIS_MACHINE = {"local_files_only": True, "trust_remote_code": False}
+"""What transformers is always told: only `download` fetches, and no checkpoint's code runs."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,31 @@ class BackboneConfig:
     """tokens that are read of a text; by default what the checkpoint reads, at most 512"""
 
 
-def resolve(name: str) -> str:
-    """The folder or Hub id that a name stands for. Raises UserError for a folder without a checkpoint."""
-    if name == "demo":
-        return str(_demo_folder())
-    folder = Path(name).expanduser()
+def resolve(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint by its name: that folder itself, or what is fetched of a Hub id. Raises UserError."""
+    folder = _demo_folder() if name == "demo" else Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise UserError(f"--backbone.name {name}: the folder holds no checkpoint (no config.json)")
-        return str(folder.resolve())
+        return check_folder(name, folder.resolve(), revision)
+    check_id(name)
+    return check_folder(name, fetch(name, revision).folder)
+
+
+def check_folder(name: str, folder: Path, revision: str | None = None) -> Path:
+    """The folder. Raises UserError where it holds no checkpoint, and for a revision of a folder."""
+    if revision is not None:
+        raise UserError(f"--backbone.revision {revision}: only a Hub id has one, and {name} is a folder; leave it out")
+    if not (folder / "config.json").exists():
+        raise UserError(f"--backbone.name {name}: the folder holds no checkpoint (no config.json)")
+    return folder
+
+
+def check_id(name: str) -> None:
+    """Raise UserError for a Hub id that looks like a folder, or has its revision in it."""
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--backbone.name {name}: no such folder")
-    return name
+    if "@" in name:
+        plain, _, revision = name.partition("@")
+        raise UserError(f"--backbone.name {name}: write --backbone.name {plain} --backbone.revision {revision}")
 
 
 def _demo_folder() -> Path:
@@ -58,28 +76,38 @@ def load_model(config: BackboneConfig, auto_class: str, **settings: Any) -> tupl
     """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
-    source = resolve(config.name)
+    folder, commit = resolve(config.name, config.revision), commit_of(config.name, config.revision)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            source,
-            revision=config.revision,
+            folder,
+            **ON_THIS_MACHINE,
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **settings,
         )
-    except OSError as error:
-        raise UserError(f"--backbone.name {config.name}: {_why_not_loaded(source, error)}") from error
-    except ValueError as error:
-        raise UserError(f"--backbone.name {config.name}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--backbone.name {config.name}: {explain(error, folder)}") from error
+    if commit is not None:  # PEFT writes these into an adapter, in place of a folder that only this machine has
+        model.name_or_path = model.config.name_or_path = config.name
+        model.config._commit_hash = commit
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
     new = (set(info["missing_keys"]) | mismatched) & {name for name, _ in model.named_parameters()}
     return model, new
 
 
-def _why_not_loaded(source: str, error: OSError) -> str:
-    if list(Path(source).glob("*.bin")):
+def explain(error: Exception, folder: Path) -> str:
+    """Why transformers could not load what lies in a folder, in one line."""
+    if "trust_remote_code" in str(error):
+        return "needs code of its own, which is never run here; take a checkpoint that transformers knows by itself"
+    if isinstance(error, OSError) and not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
         return "holds pickled weights (.bin) only, which can run code; convert it to model.safetensors first"
-    return str(error).strip().splitlines()[0]
+    return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, without its closing stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -9,23 +9,27 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from graftkit import __version__
+from graftkit.backbone import first_line
 from graftkit.batches import fixed_batches
+from graftkit.config import parse
 from graftkit.data.stream import READERS, read_chunks
+from graftkit.download import fetch
 from graftkit.errors import UserError
 from graftkit.export import ADAPTER, load_saved
-from graftkit.text import encode, first_line, pad, position_limit
+from graftkit.hub.config import HubConfig
+from graftkit.text import encode, pad, position_limit
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-LOADABLE = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]  # of a model on the Hub: no pickles
 PREDICT = """\
 Say which label each row of a file has, and how likely each label is.
 
@@ -34,6 +38,34 @@ Say which label each row of a file has, and how likely each label is.
 
 One answer per row, in order: a line of JSON, or of csv where --output ends so. At most 1,024 rows are read at a time,
 and no more than a pipe has ready: a slow writer is answered line by line. A bad row ends it, after earlier answers."""
+
+
+PUSH = """\
+Check the model of a run in a process without graftkit, and push it with its card and report, in one commit.
+
+    graft push runs/reviews me/reviews --hub.private
+
+Texts and pictures of the data stay here, unless --hub.with_rows. The token is that of `hf auth login`, or HF_TOKEN."""
+PULL = """\
+Bring a pushed model with its report back, as a run's folder that the other commands take.
+
+    graft pull me/reviews"""
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """Where do the rows lie?"""
+
+    path: str | None = None
+    """the data of the run, where they are not where it found them, or where it kept no rows"""
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """All that the user may set of a push."""
+
+    hub: HubConfig = field(default_factory=HubConfig)
+    data: DataPath = field(default_factory=DataPath)
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,9 +77,13 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: 0 when done; a user's mistake is one line and exit code 2, an interrupt one line and 130."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parser().parse_args(argv)
-        arguments.action(arguments)
+        if words[:1] == ["push"]:
+            push(words[1:])
+        else:
+            arguments = _parser().parse_args(words)
+            arguments.action(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,7 +109,35 @@ def _parser() -> Parser:
     add("--text", metavar="COLUMN", help="column of the text, by default the run's, else the one named like a text")
     add("--text_pair", metavar="COLUMN", help="column of the second text, by default the run's")
     add("--output", metavar="FILE", help="csv or jsonl file to write, by default jsonl to standard output")
+    commands.add_parser("push", help="check a run's model, and share it on the Hub")
+    summary = "bring a pushed run back"
+    command = commands.add_parser("pull", help=summary, description=PULL, formatter_class=raw, allow_abbrev=False)
+    command.set_defaults(action=pull)
+    command.add_argument("id", metavar="ID", help="repository on the Hub, such as me/my-model")
+    command.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
+    command.add_argument("--out", metavar="FOLDER", help="folder to make, by default runs/ and the repository's name")
     return parser
+
+
+def push(words: Sequence[str]) -> None:
+    """`graft push RUN ID [--hub.private ...]`."""
+    from graftkit.hub import push as push_run
+
+    named = list(takewhile(lambda word: not word.startswith("-"), words))
+    command = "graft push RUN ID"
+    config = parse(PushConfig, words[len(named) :], description=PUSH, command=command)
+    if len(named) != 2 or config.hub.push_to not in (None, named[1]):
+        raise UserError(f"say what to push, and where to: {command} (see graft push --help)")
+    push_run(Path(named[0]), replace(config.hub, push_to=named[1]), config.data.path)
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    """`graft pull ID`."""
+    from graftkit.hub.pull import pull as pull_run
+
+    out = Path(arguments.out or Path("runs", arguments.id.rpartition("/")[2]))
+    commit = pull_run(arguments.id, arguments.revision, out)
+    print(f"{arguments.id} at {commit[:8]} is in {out}")
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -124,7 +188,7 @@ def _writer(file: TextIO, labels: list[str], *, as_csv: bool) -> Callable[[int, 
 def find_model(name: str) -> Path:
     """The folder of a run's model, of a model, or of one from the Hub. UserError where it is no classifier."""
     folder = Path(name).expanduser()
-    folder = folder if folder.exists() else _fetch(name)
+    folder = folder if folder.exists() else fetch(name, flag="").folder
     files = [place / file for place in (folder, folder / "model") for file in (ADAPTER, "config.json")]
     config = next((file for file in files if file.exists()), None)
     if config is None and (folder / "config.yaml").exists():
@@ -138,15 +202,6 @@ def find_model(name: str) -> Path:
     if not any(str(kind).endswith(("ForSequenceClassification", "SEQ_CLS")) for kind in kinds):
         raise UserError(f"{name} is no sequence classifier ({kinds[0]}); train one with recipes/text_classify.py")
     return config.parent
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=LOADABLE))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: no such folder here, and not found on the Hub ({first_line(error)})") from error
 
 
 def _columns_of_run(folder: Path) -> dict[str, str | None]:

@@ -46,11 +46,14 @@ WORDS = {
 }
 
 
-def parse(config_class: type[ConfigClass], argv: Sequence[str] | None = None, *, description: str = "") -> ConfigClass:
+def parse(
+    config_class: type[ConfigClass], argv: Sequence[str] | None = None, *, description: str = "", command: str = ""
+) -> ConfigClass:
     """The config that the user asks for: defaults < YAML (`--config FILE`) < `--section.field value`.
 
     `config_class` is a frozen dataclass of sections, themselves frozen dataclasses; every field has a default.
-    A mistake is a UserError of one line.
+    `command` is what stands before the settings, in `--help`; by default the program. A mistake is a UserError of one
+    line.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     defaults = config_class()
@@ -60,7 +63,7 @@ def parse(config_class: type[ConfigClass], argv: Sequence[str] | None = None, *,
         for field, hint in get_type_hints(type(values), include_extras=True).items()
     }
     if "-h" in words or "--help" in words:
-        _print_help(defaults, hints, description)
+        _print_help(defaults, hints, description, command)
         raise SystemExit(0)
     flags = list(_read_flags(words, {"config": str, **hints}))
     files = [text for name, text in flags if name == "config"]
@@ -269,7 +272,7 @@ def _did_you_mean(word: str, names: list[str], form: str) -> str:
     return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
-def _print_help(defaults: Any, hints: dict[str, Any], description: str) -> None:
+def _print_help(defaults: Any, hints: dict[str, Any], description: str, command: str) -> None:
     from argparse import RawDescriptionHelpFormatter
 
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -277,7 +280,7 @@ def _print_help(defaults: Any, hints: dict[str, Any], description: str) -> None:
     class Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         pass
 
-    usage = "%(prog)s [--config FILE] [--section.field value ...]"
+    usage = f"{command or '%(prog)s'} [--config FILE] [--section.field value ...]"
     parser = ArgumentParser(description=description, usage=usage, formatter_class=Formatter)
     parser.add_argument("--config", metavar="FILE", help="YAML of sections and their settings; flags win over it")
     for section, values in vars(defaults).items():

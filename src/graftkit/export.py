@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 UNUSED = (".original_module.", ".token_adapter.base_layer.")  # what PEFT keeps beside the trained copy
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
+HUB_ID = "NAMESPACE/NAME"  # of a repository, in what a run keeps for the day that it has one
 
 
 def is_adapter(model: nn.Module) -> bool:
@@ -88,9 +89,23 @@ def check_saved(trained: nn.Module, saved: nn.Module) -> None:
             raise RuntimeError(f"the saved model is not the trained one: {name} differs")
 
 
-def snippet(folder: Path) -> str:
-    """The lines of Python that load a saved model with plain libraries and classify a text."""
-    return (ADAPTER_SNIPPET if (folder / ADAPTER).exists() else PLAIN_SNIPPET).format(folder=str(folder))
+def merge_saved(source: Path, place: Path) -> None:
+    """Write a saved adapter of a text classifier as a plain model: its update added to the weights of its base."""
+    from transformers import AutoTokenizer
+
+    labels = list(adapter_settings(source)["id2label"].values())
+    model = load_saved(source, "AutoModelForSequenceClassification").merge_and_unload()
+    save_model(place, model, AutoTokenizer.from_pretrained(source), labels)
+
+
+def snippet(folder: Path, hub_id: str | None = None) -> str:
+    """The lines of Python that load a saved model, or the same from the Hub, and classify a text."""
+    if not (folder / ADAPTER).exists():
+        return PLAIN_SNIPPET.format(folder=hub_id or str(folder))
+    if hub_id is None:
+        return ADAPTER_SNIPPET.format(first="import json", folder=repr(str(folder)))
+    first = "import json\n\nfrom huggingface_hub import snapshot_download"
+    return ADAPTER_SNIPPET.format(first=first, folder=f"snapshot_download({hub_id!r})")
 
 
 PLAIN_SNIPPET = """\
@@ -100,11 +115,11 @@ classify = pipeline("text-classification", {folder!r}, dtype="float32")
 print(classify(["a text"], truncation=True, top_k=None))"""
 
 ADAPTER_SNIPPET = """\
-import json
+{first}
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
-folder = {folder!r}
+folder = {folder}
 saved = json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))
 labels = dict(enumerate(saved["labels"]))
 model = AutoPeftModelForSequenceClassification.from_pretrained(

@@ -11,8 +11,9 @@ import numpy as np
 
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
-from graftkit.export import check_saved, is_adapter, save_adapter
+from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
 from graftkit.failures import explain_disk
+from graftkit.fingerprint import file_hashes, settings
 from graftkit.report import metrics_text, write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.run import Run
@@ -50,7 +51,8 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
         for split, rows in (("dev", splits.dev), ("test", splits.test)):
             records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
             run.once(lambda split=split, rows=rows, records=records: _write_tables(run, task, split, rows, records))
-    run.record["snippet"] = task.snippet(folder)
+        run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
+    run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
@@ -81,6 +83,17 @@ def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, length
                     f"The adapter is whole, in {run.folder / 'adapter'}"
                 )
     return merged
+
+
+def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits: Splits) -> dict[str, Any]:
+    """What the saved folder holds, and what the model says of a row that it has to cut: what others must find too."""
+    facts: dict[str, Any] = run.once(lambda: {"files": file_hashes(folder), "settings": settings(folder)})
+    row = task.overlong(splits.test)
+    if row is None:
+        return facts
+    record = predict_rows(run.accelerator, task, model, [row], None)[0]
+    said = dict(zip(task.labels, record["probabilities"].tolist(), strict=True))
+    return facts | {"overlong": {"joined_rows": row["joined"], "probabilities": said}}
 
 
 def _write_tables(run: Run, task: Task, split: str, rows: Any, records: list[dict[str, Any]]) -> None:

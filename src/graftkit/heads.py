@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from graftkit.backbone import BackboneConfig, load_model, resolve
+from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, load_model, resolve
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,11 +60,11 @@ def with_classifier(config: BackboneConfig, auto_class: str, labels: list[str], 
 
 
 def _check_fit(config: BackboneConfig, model: PreTrainedModel, new: set[str]) -> None:
-    """Raise UserError where most of the backbone is not in the checkpoint: it would silently train from scratch."""
+    """Raise UserError where most of the backbone, or any of a block, is not in the checkpoint but drawn by chance."""
     backbone = model.base_model
     total = sum(parameter.numel() for parameter in backbone.parameters())
     lacking = sum(model.get_parameter(name).numel() for name in new)
-    if 2 * lacking > total:
+    if 2 * lacking > total or any(re.search(r"\.\d+\.", name) for name in new):  # blocks have numbers
         raise UserError(
             f"--backbone.name {config.name}: its weights do not fit its config.json ({type(model).__name__}): "
             f"{lacking / total:.0%} of the backbone is not in them, such as {min(new)}. Take another checkpoint"
@@ -80,7 +81,7 @@ def _source_labels(config: BackboneConfig) -> list[str]:
     """The labels of the head that a checkpoint brings."""
     from transformers import AutoConfig
 
-    names = AutoConfig.from_pretrained(resolve(config.name), revision=config.revision).id2label
+    names = AutoConfig.from_pretrained(resolve(config.name, config.revision), **ON_THIS_MACHINE).id2label
     return [names[i] for i in sorted(names)]
 
 

@@ -6,17 +6,18 @@ A checkpoint is timm's (by name, Hub id or folder) or a transformers image class
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.backbone import BackboneConfig
+from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, check_folder, check_id, explain, first_line, resolve
 from graftkit.config import AtLeastOne, Fraction
+from graftkit.download import WEIGHTS, fetch
 from graftkit.errors import UserError
 from graftkit.heads import Headed, with_classifier
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from graftkit.images import ImageConfig, Preprocessing
 
@@ -62,71 +63,112 @@ def load_image_classifier(config: ImageBackboneConfig, image: ImageConfig, label
     torch.manual_seed(seed)
     if config.in_chans not in (None, 1, 3):
         raise UserError(f"--backbone.in_chans {config.in_chans}: pictures are read with 1 channel (grey) or 3")
-    name, is_timm = _resolve(config)
-    loaded = (_from_timm if is_timm else _from_transformers)(name, config, image, labels)
+    source = _resolve(config)
+    loaded = (_from_timm if source.is_timm else _from_transformers)(source, config, image, labels)
     loaded.headed.model.to(memory_format=torch.channels_last)  # convolutions are quickest so, on CPUs and GPUs
     return loaded
 
 
-def _resolve(config: ImageBackboneConfig) -> tuple[str, bool]:
-    """The name that timm or transformers takes, and whether it is timm's."""
+@dataclass(frozen=True)
+class Source:
+    """What a checkpoint is to timm or to transformers."""
+
+    name: str  # what timm calls it; for transformers, a folder or Hub id
+    is_timm: bool
+    weights: Path | None = None  # timm's file, if any is wanted
+
+
+def _resolve(config: ImageBackboneConfig) -> Source:
+    """Find a checkpoint, and fetch it if it is not here. Raises UserError."""
+    name = config.name.removeprefix("local-dir:")
+    if Path(name).expanduser().is_dir():
+        return _resolve_folder(Path(name).expanduser().resolve(), config)
+    repo = name.removeprefix("hf-hub:")
+    if "/" not in repo and repo == config.name:
+        return _resolve_registered(config)
+    check_id(repo)
+    folder = fetch(config.name, config.revision, repo=repo, weights=None).folder
+    facts = _facts_of_timm(config.name, check_folder(config.name, folder))
+    if facts is None:
+        return Source(repo, False)
+    weights = _safe_sibling(facts.get("hf_hub_filename"))
+    if config.pretrained:
+        fetch(config.name, config.revision, repo=repo, weights=weights)
+    return Source(f"local-dir:{folder}", True, folder / weights if config.pretrained else None)
+
+
+def _resolve_folder(folder: Path, config: ImageBackboneConfig) -> Source:
+    check_folder(config.name, folder, config.revision)
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise UserError(
+            f"--backbone.name {config.name}: no weights in safetensors; others are pickles, which can run code. "
+            "Convert them"
+        )
+    if _facts_of_timm(config.name, folder) is None:
+        return Source(str(folder), False)
+    weights = folder / (WEIGHTS if WEIGHTS in names else names[0])  # timm itself would take some pickles first
+    return Source(f"local-dir:{folder}", True, weights if config.pretrained else None)
+
+
+def _resolve_registered(config: ImageBackboneConfig) -> Source:
+    """A network that timm knows by name, with the weights that it lists for it."""
     import timm
 
-    name = config.name.removeprefix("local-dir:")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _resolve_folder(folder, config.name)
-    if name.startswith(("hf-hub:", "timm/")):
-        revision = f"@{config.revision}" if config.revision else ""
-        return f"hf-hub:{name.removeprefix('hf-hub:')}{revision}", True
-    if "/" not in name:
-        if timm.is_model(name.partition(".")[0]):
-            return name, True
-        close = timm.list_models(f"*{name.partition('.')[0]}*")[:3]
+    name = config.name
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = timm.list_models(f"*{architecture}*")[:3]
         near = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"--backbone.name {config.name}: neither a folder nor a network of timm{near}")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"--backbone.name {config.name}: no such folder")
-    return _resolve_id(name, config)
-
-
-def _resolve_folder(folder: Path, shown: str) -> tuple[str, bool]:
-    if not (folder / "config.json").exists():
-        raise UserError(f"--backbone.name {shown}: the folder holds no checkpoint (no config.json)")
-    if not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"--backbone.name {shown}: no weights in safetensors; others are pickles, which can run code. Convert them"
-        )
+        raise UserError(f"--backbone.name {name}: neither a folder nor a network of timm{near}")
+    if not config.pretrained:
+        if config.revision is not None:
+            raise UserError(
+                f"--backbone.revision {config.revision}: nothing is fetched of random weights; leave it out"
+            )
+        return Source(name, True)
+    known = [
+        tagged for tagged in timm.list_pretrained(f"{architecture}.*") if timm.get_pretrained_cfg(tagged).hf_hub_id
+    ]
+    instead = f"name {' or '.join(known[:3])}" if known else "take another, or --backbone.pretrained false"
     try:
-        is_timm = "architecture" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        facts = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # no such tag
+        raise UserError(f"--backbone.name {name}: timm has no such weights; {instead}") from error
+    if not facts.hf_hub_id:
+        why = f"only at {facts.url}, as a pickle, which can run code" if facts.url else "nowhere"
+        raise UserError(f"--backbone.name {name}: its weights are {why}; {instead}")
+    weights = _safe_sibling(facts.hf_hub_filename)
+    folder = fetch(name, config.revision, repo=facts.hf_hub_id, weights=weights).folder
+    return Source(name, True, folder / weights)
+
+
+def _facts_of_timm(shown: str, folder: Path) -> dict[str, Any] | None:
+    """What the config.json of timm says of the weights; None where it is transformers'."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"--backbone.name {shown}: its config.json is no JSON ({error})") from error
-    return (f"local-dir:{folder.resolve()}" if is_timm else str(folder.resolve())), is_timm
+    return config.get("pretrained_cfg", config) if "architecture" in config else None
 
 
-def _resolve_id(name: str, config: ImageBackboneConfig) -> tuple[str, bool]:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        path = hf_hub_download(name, "config.json", revision=config.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--backbone.name {config.name}: {_first_line(error)}") from error
-    is_timm = "architecture" in json.loads(Path(path).read_text(encoding="utf-8"))
-    revision = f"@{config.revision}" if config.revision else ""
-    return (f"hf-hub:{name}{revision}" if is_timm else name), is_timm
+def _safe_sibling(filename: str | None) -> str:
+    """The file in safetensors that timm takes in place of a pickle on the Hub."""
+    usual = {None: WEIGHTS, "pytorch_model.bin": WEIGHTS, "open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+    return usual.get(filename) or str(Path(filename).with_suffix(".safetensors"))
 
 
 # timm
 
 
-def _from_timm(name: str, config: ImageBackboneConfig, image: ImageConfig, labels: list[str]) -> ImageModel:
+def _from_timm(source: Source, config: ImageBackboneConfig, image: ImageConfig, labels: list[str]) -> ImageModel:
     from graftkit.images import Preprocessing
 
     settings: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     settings |= {"in_chans": config.in_chans} if config.in_chans else {}
-    model = _create(name, config, settings)
+    model = _create(source, config, settings)
     if image.size is not None and model.pretrained_cfg.get("fixed_input_size"):
-        model = _create(name, config, settings | {"img_size": image.size})
+        model = _create(source, config, settings | {"img_size": image.size})
     if list(model.pretrained_cfg.get("label_names") or []) != labels or model.num_classes != len(labels):
         model.reset_classifier(len(labels))
     channels = model.pretrained_cfg["input_size"][0] if config.in_chans is None else config.in_chans
@@ -136,19 +178,64 @@ def _from_timm(name: str, config: ImageBackboneConfig, image: ImageConfig, label
     return ImageModel(Headed(model, _head_of_timm(model)), preprocessing)
 
 
-def _create(name: str, config: ImageBackboneConfig, settings: dict[str, Any]) -> nn.Module:
+def _create(source: Source, config: ImageBackboneConfig, settings: dict[str, Any]) -> nn.Module:
+    """A network of timm, with the weights of its file. timm itself fetches nothing, and reads no pickle."""
     import timm
     import torch
+    from safetensors import SafetensorError
 
+    overlay = {"file": str(source.weights), "source": None, "custom_load": False} if source.weights else None
+    start = torch.get_rng_state()
     try:
-        return timm.create_model(name, pretrained=config.pretrained, **settings).to(torch.float32)
+        model = timm.create_model(
+            source.name, pretrained=source.weights is not None, pretrained_cfg_overlay=overlay, **settings
+        ).to(torch.float32)
     except TypeError as error:
         flag = next((flag for word, flag in TIMM_FLAGS.items() if word in str(error)), None)
         if flag is None:
             raise
         raise UserError(f"{flag}: {config.name} has no such setting; leave it out") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--backbone.name {config.name}: {_first_line(error)}") from error
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"--backbone.name {config.name}: {_why_not_created(error)}") from error
+    if source.weights:
+        _check_loaded(source, config, settings, model, start)
+    return model
+
+
+def _why_not_created(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if isinstance(error, KeyError) or lines[0].startswith("Error(s) in loading state_dict"):
+        where = lines[min(1, len(lines) - 1)].strip()
+        return f"its weights are not those of its architecture ({where[:100]}); take another checkpoint"
+    return first_line(error)
+
+
+def _check_loaded(
+    source: Source, config: ImageBackboneConfig, settings: dict[str, Any], model: nn.Module, start: Tensor
+) -> None:
+    """Raise UserError where parameters are as they were drawn: timm is not strict with every network.
+
+    `start` is the state of chance before the model was made. What the file holds by name and shape was loaded; only
+    for others, such as those of a file in another format, the network is drawn again and compared.
+    """
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(source.weights, framework="pt") as file:
+        held = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    unsure = [(name, p) for name, p in model.named_parameters() if held.get(name) != list(p.shape)]
+    if not unsure:
+        return
+    now = torch.get_rng_state()
+    torch.set_rng_state(start)
+    drawn = _create(replace(source, weights=None), config, settings)
+    torch.set_rng_state(now)
+    lacking = [name for name, p in unsure if p.min() != p.max() and torch.equal(p, drawn.get_parameter(name))]
+    if lacking:
+        raise UserError(
+            f"--backbone.name {config.name}: {len(lacking)} parameters are not in its weights, such as {lacking[0]}; "
+            "take another checkpoint"
+        )
 
 
 def _head_of_timm(model: nn.Module) -> set[str]:
@@ -206,23 +293,29 @@ def load_transformers(folder: Path) -> nn.Module:
     return AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
 
 
-def _from_transformers(name: str, config: ImageBackboneConfig, image: ImageConfig, labels: list[str]) -> ImageModel:
+def _from_transformers(
+    source: Source, config: ImageBackboneConfig, image: ImageConfig, labels: list[str]
+) -> ImageModel:
     from transformers import AutoConfig, AutoImageProcessor
 
     from graftkit.images import Preprocessing
 
     if config.in_chans is not None:
         raise UserError(f"--backbone.in_chans: for timm checkpoints only, and {config.name} is one of transformers")
+    folder = resolve(source.name, config.revision)
     try:
-        processor = AutoImageProcessor.from_pretrained(name, revision=config.revision)
-        known = AutoConfig.from_pretrained(name, revision=config.revision)
+        processor = AutoImageProcessor.from_pretrained(folder, **ON_THIS_MACHINE)
+        known = AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE)
     except (OSError, ValueError) as error:
-        raise UserError(f"--backbone.name {config.name}: {_first_line(error)}") from error
+        raise UserError(f"--backbone.name {config.name}: {explain(error, folder)}") from error
     if config.drop_path and not hasattr(known, "drop_path_rate"):
         raise UserError(f"--backbone.drop_path: {config.name} has no such setting; leave it out")
     settings = {"drop_path_rate": config.drop_path} if config.drop_path else {}
     headed = with_classifier(
-        BackboneConfig(name=name, revision=config.revision), "AutoModelForImageClassification", labels, **settings
+        BackboneConfig(name=source.name, revision=config.revision),
+        "AutoModelForImageClassification",
+        labels,
+        **settings,
     )
     if not config.pretrained:
         headed.model.apply(_draw_anew)
@@ -241,7 +334,7 @@ def _check_size(model: nn.Module, preprocessing: Preprocessing) -> None:
         with torch.no_grad():
             model.eval()(torch.zeros(1, preprocessing.channels, *preprocessing.size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--image.size {preprocessing.size[0]}: {_first_line(error)}; leave it out") from error
+        raise UserError(f"--image.size {preprocessing.size[0]}: {first_line(error)}; leave it out") from error
 
 
 def _draw_anew(module: nn.Module) -> None:
@@ -249,7 +342,3 @@ def _draw_anew(module: nn.Module) -> None:
     module._is_hf_initialized = False
     for parameter in module.parameters(recurse=False):
         parameter._is_hf_initialized = False
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

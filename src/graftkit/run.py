@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
+from graftkit.download import commit_of
 from graftkit.errors import UserError
 from graftkit.machine import (
     cache_folder,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-NOT_KEPT = ("run.out", "run.resume", "run.overwrite")  # where and how often a run ran, not what it is
+NOT_KEPT = ("run.out", "run.resume", "run.overwrite")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class RunConfig:
     """load everything, try one update, estimate memory and time, and stop"""
 
 
+def not_kept(config: Any) -> tuple[str, ...]:
+    """Settings that say nothing of what a run is: where and how often it ran, and where it is shared."""
+    return NOT_KEPT + tuple(f"hub.{name}" for name in vars(config.hub)) if hasattr(config, "hub") else NOT_KEPT
+
+
 class Run:
     """A run's folder, its accelerator, and its record: what it is, what it did, and what it cost."""
 
@@ -74,7 +80,7 @@ class Run:
         self.settings: RunConfig = config.run
         self.seed: int = config.run.seed
         self.config = to_dict(config)
-        self.config_yaml = to_yaml(config, leave_out=NOT_KEPT)
+        self.config_yaml = to_yaml(config, leave_out=not_kept(config))
         self.headline = ""  # settled when the task is known
         self.spent, self.peak = 0.0, {}  # seconds and GiB of earlier parts of this run
         self.started = time.perf_counter()
@@ -190,7 +196,9 @@ class Run:
         """Say what trains, of how much."""
         facts = adapted.facts(config.adapt.strategy)
         share = facts["trained_parameters"] / facts["total_parameters"]
-        self.record |= {"adapt": facts, "backbone": self.config["backbone"] | {"architecture": adapted.architecture}}
+        commit = commit_of(config.backbone.name, config.backbone.revision)
+        more = {"architecture": adapted.architecture, "commit": commit}
+        self.record |= {"adapt": facts, "backbone": self.config["backbone"] | more}
         self.say(
             f"{facts['description']}: {facts['trained_parameters']:,} of {facts['total_parameters']:,} "
             f"parameters ({share:.1%})"
@@ -289,7 +297,7 @@ def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
     from accelerate import PartialState
 
     made_by = {"graftkit": __version__, **versions()}
-    facts = to_yaml(config, leave_out=NOT_KEPT) + json.dumps(made_by, sort_keys=True)
+    facts = to_yaml(config, leave_out=not_kept(config)) + json.dumps(made_by, sort_keys=True)
     folder = cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
     if not (folder / "metrics.json").exists():
         program = os.getppid() if "RANK" in os.environ else os.getpid()  # the launcher's, for all of its processes
@@ -339,7 +347,7 @@ def _check_resume(config: Any) -> Path:
     if not (folder / "config.yaml").exists():
         raise UserError(f"--run.resume: {folder} holds no run (no config.yaml)")
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    now = yaml.safe_load(to_yaml(config, leave_out=NOT_KEPT))
+    now = yaml.safe_load(to_yaml(config, leave_out=not_kept(config)))
     changed = differences(saved, now)
     if changed:
         raise UserError(f"--run.resume: settings differ from those of {folder}: {'; '.join(changed)}")

@@ -72,6 +72,9 @@ class Task(Protocol):
     def digest(self, row: Row) -> str:
         """SHA-256 of what a row holds, by which it is known where its content is not kept."""
 
+    def overlong(self, rows: Sequence[Row]) -> Row | None:
+        """A row that is longer than the model reads, made of these, to see how it is cut; None where nothing is."""
+
     def kept(self, row: Row) -> dict[str, str | bytes | None]:
         """What people want to see of a row, for the run's table of rows."""
 
@@ -81,5 +84,5 @@ class Task(Protocol):
     def load(self, folder: Path) -> nn.Module:
         """The model of such a folder as anyone loads it: in fp32, and in evaluation mode."""
 
-    def snippet(self, folder: Path) -> str:
-        """The lines of Python that load such a folder with plain libraries, and ask the model."""
+    def snippet(self, folder: Path, hub_id: str | None = None) -> str:
+        """The lines of Python that load such a folder, or the same from the Hub, with plain libraries, and ask it."""

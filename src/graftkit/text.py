@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.backbone import BackboneConfig, resolve
+from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, explain, resolve
 from graftkit.errors import UserError
 from graftkit.task import Row
 
@@ -30,12 +30,13 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    source = resolve(config.name)
+    folder = resolve(config.name, config.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
-        limit = position_limit(AutoConfig.from_pretrained(source, revision=config.revision))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **ON_THIS_MACHINE)
+        limit = position_limit(AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE))
     except (OSError, ValueError) as error:
-        raise UserError(f"--backbone.name {config.name}: no tokenizer could be loaded ({first_line(error)})") from error
+        why = explain(error, folder)
+        raise UserError(f"--backbone.name {config.name}: no tokenizer could be loaded ({why})") from error
     if not tokenizer.is_fast:
         raise UserError(f"--backbone.name {config.name}: its tokenizer has no fast version (tokenizer.json)")
     limit = min(limit, tokenizer.model_max_length)
@@ -51,11 +52,6 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
     return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, without its closing stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def position_limit(config: Any) -> int:
@@ -77,6 +73,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None = Non
 def text_hash(*texts: str | None) -> str:
     """SHA-256 of a text in UTF-8; those of a pair are joined by a zero byte."""
     return hashlib.sha256("\0".join(text for text in texts if text is not None).encode()).hexdigest()
+
+
+def join_rows(rows: Sequence[Row], count: int) -> dict[str, Any]:
+    """One row of the texts of the first `count` rows, over and over where there are fewer."""
+    taken = [rows[place % len(rows)] for place in range(count)]
+    columns = [name for name in ("text", "text_pair") if taken[0].get(name) is not None]
+    return {"id": "overlong", "joined": count} | {name: " ".join(row[name] for row in taken) for name in columns}
 
 
 def token_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np.ndarray:

@@ -37,7 +37,8 @@ def write_report(folder: Path) -> dict[str, Any]:
         labels, records[split] = read_predictions(folder, split)
         metrics[split] = task.measure(records[split], labels, run.get("headline"))
     worst = task.worst(records["test"])
-    rows = {row["id"]: row for row in read_rows(folder, "test", [record["id"] for record in worst])}
+    ids = [record["id"] for record in worst]
+    rows = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),

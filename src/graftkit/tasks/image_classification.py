@@ -33,7 +33,7 @@ GREY_SNIPPET = """\
 import timm
 from PIL import Image
 
-model = timm.create_model("local-dir:" + {folder!r}, pretrained=True).eval()
+model = timm.create_model({name!r}, pretrained=True).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 picture = prepare(Image.open("a picture.jpg").convert("L"))  # a pipeline would read three channels
 chances = model(picture[None]).softmax(-1)[0].tolist()
@@ -116,6 +116,9 @@ class ImageClassification:
         """Of the file's bytes."""
         return row["sha256"]
 
+    def overlong(self, rows: Sequence[Row]) -> None:
+        """No picture is too large to be read."""
+
     def kept(self, row: Row) -> dict[str, str | bytes | None]:
         """Where the picture lies, and a small JPEG of it."""
         picture = read(row)
@@ -136,9 +139,11 @@ class ImageClassification:
         """Through timm, or transformers."""
         return (image_backbone.load_timm if self._timm else image_backbone.load_transformers)(folder)
 
-    def snippet(self, folder: Path) -> str:
+    def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers, which takes timm's folders too; timm itself where pictures are grey."""
-        return (SNIPPET if self.preprocessing.channels == 3 else GREY_SNIPPET).format(folder=str(folder))
+        if self.preprocessing.channels == 3:
+            return SNIPPET.format(folder=hub_id or str(folder))
+        return GREY_SNIPPET.format(name=f"hf-hub:{hub_id}" if hub_id else f"local-dir:{folder}")
 
     @property
     def _timm(self) -> bool:

@@ -10,7 +10,7 @@ from graftkit.export import load_saved, save_model, snippet
 from graftkit.metrics import classification
 from graftkit.records import label_records
 from graftkit.task import Batch, Record, Row
-from graftkit.text import encode, pad, text_hash, token_lengths
+from graftkit.text import encode, join_rows, pad, text_hash, token_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,15 @@ class TextClassification:
         """Of the text, or pair of texts."""
         return text_hash(row["text"], row.get("text_pair"))
 
+    def overlong(self, rows: Sequence[Row]) -> Row:
+        """The texts of the first rows, joined, twice as many tokens as the model reads."""
+        import numpy as np
+
+        tokens = np.maximum(1, self.lengths(rows) - self.tokenizer.num_special_tokens_to_add())
+        times, rest = divmod(2 * self.tokenizer.model_max_length, int(tokens.sum()))
+        joined = times * len(rows) + int(np.searchsorted(np.cumsum(tokens), rest)) + 1
+        return join_rows(rows, joined) | {"label": self.labels[0]}
+
     def kept(self, row: Row) -> dict[str, str | bytes | None]:
         """The text, or pair of texts."""
         return {name: row[name] for name in ("text", "text_pair") if name in row}
@@ -86,6 +95,6 @@ class TextClassification:
         """Through transformers, or PEFT for an adapter."""
         return load_saved(folder, self.auto_class)
 
-    def snippet(self, folder: Path) -> str:
+    def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers, or what PEFT needs for an adapter."""
-        return snippet(folder)
+        return snippet(folder, hub_id)

@@ -1,0 +1,30 @@
+"""How does a pushed run come back?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from graftkit.checkpoint import aside_then_renamed
+from graftkit.errors import UserError
+from graftkit.hub import cargo, client
+
+
+def pull(repo_id: str, revision: str | None, out: Path) -> str:
+    """Bring what a push of graftkit sent into a run's folder, `out`, each file with the bytes that were sent.
+
+    Returns the commit. Raises UserError where the repository is missing, hidden, or holds no run, and leaves no folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty; name another folder with --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with aside_then_renamed(out) as aside:
+        whole = aside / "model"
+        commit = client.bring(repo_id, revision, whole)
+        run = whole / cargo.RUN
+        if not (run / "run.json").exists():
+            raise UserError(f"{repo_id} holds no run of graftkit; `graft evaluate` scores any model")
+        for path in [*run.iterdir(), whole / cargo.VERIFICATION, *whole.glob("adapter")]:
+            shutil.move(path, aside / path.name)
+        run.rmdir()
+    return commit

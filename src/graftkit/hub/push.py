@@ -1,0 +1,96 @@
+"""How does a run become a repository?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import UserError
+from graftkit.export import ADAPTER, HUB_ID, PLAIN_SNIPPET, merge_saved
+from graftkit.fingerprint import file_hashes
+from graftkit.hub import cargo, client, gate
+from graftkit.hub.base import find_base
+from graftkit.hub.card import read_notes, write_card
+from graftkit.hub.config import HubConfig
+from graftkit.report.markdown import number, title
+from graftkit.run import Run
+
+
+def check_ready(config: HubConfig) -> None:
+    """Raise UserError where a push could not work, before anything is trained; does nothing where none is asked for."""
+    if config.push_to is None:
+        return
+    if config.card is not None:
+        read_notes(config.card)
+    client.check_ready(config, _say)
+    _check_ours(client.look(config, _say), config)
+
+
+def share(run: Run, config: HubConfig) -> None:
+    """Push a run that has just finished, where that was asked for; the other processes wait for the main one."""
+    if config.push_to is not None:
+        run.once(lambda: push(run.folder, config))
+
+
+def push(folder: Path, config: HubConfig, data_path: str | None = None) -> client.Sent:
+    """Check a run's model in a fresh process, and push it with its card and report in one commit.
+
+    Raises UserError, with the command that tries again: nothing was sent then, or all of it.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="graftkit-push-") as place:
+            return _push(folder, Path(place), config, data_path)
+    except UserError as error:
+        again = f"graft push {folder} {config.push_to}"
+        raise UserError(f"not pushed: {error}. The run is whole in {folder}; to try again: {again}") from error
+
+
+def _push(folder: Path, place: Path, config: HubConfig, data_path: str | None) -> client.Sent:
+    run = gate.read_record(folder)
+    notes = None if config.card is None else read_notes(config.card)
+    client.check_ready(config, _say)
+    remote = client.look(config, _say)
+    _check_ours(remote, config)
+    base, commit = find_base(folder, run, config, _say)
+    merged = config.merge and (folder / "model" / ADAPTER).exists()
+    (merge_saved if merged else cargo.pack_model)(folder / "model", place)
+    _say(f"checking {'the merged' if merged else 'the'} model in a process without graftkit ...")
+    found = gate.verify(folder, place, data_path, same_files=not merged)
+    if (place / ADAPTER).exists():
+        cargo.name_base(place, base.id, commit)
+    snippet = PLAIN_SNIPPET.format(folder=HUB_ID) if merged else run["hub_snippet"]
+    run = run | {"snippet": snippet.replace(HUB_ID, config.push_to)}
+    run["backbone"] = run["backbone"] | {"name": base.id or run["backbone"]["name"]}
+    run = cargo.pack_run(folder, place, run, with_rows=config.with_rows)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    card = write_card(config.push_to, run, metrics, found, notes, remote.card, base)
+    found = {"passed": True, **found, "files": file_hashes(place)}
+    (place / cargo.VERIFICATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (place / cargo.CARD).write_text(card, encoding="utf-8")
+    cargo.inspect(place, with_rows=config.with_rows)
+    sent = client.send(place, config, remote, _commit_title(metrics), _say)
+    what = "nothing changed since" if sent.unchanged else "pushed"
+    _say(f"{what} {sent.url} (commit {sent.commit[:8]}); downloaded again and compared: the same bytes")
+    return sent
+
+
+def _check_ours(remote: client.Remote, config: HubConfig) -> None:
+    """Raise UserError for a repository that holds a model which no push of graftkit made."""
+    foreign = set(remote.files) - {".gitattributes", cargo.CARD}
+    if remote.manifest is None and foreign:
+        raise UserError(
+            f"{config.push_to} exists and holds what graftkit did not push ({min(foreign)}): name another repository, "
+            "or another --hub.revision of an own one"
+        )
+
+
+def _commit_title(metrics: dict[str, Any]) -> str:
+    headline = metrics["test"]["headline"]
+    return f"Model with {title(headline['name'])} {number(headline['value'], 2)} on test"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
