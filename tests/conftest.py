@@ -7,10 +7,14 @@ import os
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import Hub
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -287,3 +291,72 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class Clock:
+    """A clock on which to sleep takes no time."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+    def monotonic(self) -> float:
+        import time
+
+        return time.monotonic() + sum(self.slept)
+
+    def __getattr__(self, name: str):
+        import time
+
+        return getattr(time, name)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A stand-in for the Hub: see `hub_server`."""
+    from hub_server import running_hub
+
+    with running_hub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """For the client of the Hub, waiting takes no time."""
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    from graftkit.hub import client
+
+    clock = Clock()
+    for module in (client, _http, file_download):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def hub(server: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """The stand-in, with no faults, as this process's Hub; nobody waits for real, but on silence."""
+    import functools
+    import shutil
+    import ssl
+
+    from huggingface_hub import constants
+
+    certificates = functools.cache(ssl.create_default_context)  # each client reads them anew, for 80 ms
+    for name, value in server.environment("hf_write_me", tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    monkeypatch.setattr(ssl, "create_default_context", certificates)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    shutil.rmtree(server.folder / "objects", ignore_errors=True)
+    server.repos.clear()
+    server.clear()
+    yield server
+    server.clear()

@@ -46,6 +46,14 @@ Check the model of a run in a process without graftkit, and push it with its car
     graft push runs/reviews me/reviews --hub.private
 
 Texts and pictures of the data stay here, unless --hub.with_rows. The token is that of `hf auth login`, or HF_TOKEN."""
+EVALUATE = """\
+Score a model on rows of your own: tables, metrics and a report, in a run's folder without a model.
+
+    graft evaluate runs/reviews --data.path new.csv
+    graft evaluate organisation/model --data.path reviews --data.test test --data.label stars
+
+MODEL is the folder of a run or of a model, or a Hub id: any classifier of texts or pictures whose config names its
+labels, of transformers, PEFT or timm. The labels in the data must be written as the model has them."""
 PULL = """\
 Bring a pushed model with its report back, as a run's folder that the other commands take.
 
@@ -81,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["push"]:
             push(words[1:])
+        elif words[:1] == ["evaluate"]:
+            evaluate(words[1:])
         else:
             arguments = _parser().parse_args(words)
             arguments.action(arguments)
@@ -109,6 +119,7 @@ def _parser() -> Parser:
     add("--text", metavar="COLUMN", help="column of the text, by default the run's, else the one named like a text")
     add("--text_pair", metavar="COLUMN", help="column of the second text, by default the run's")
     add("--output", metavar="FILE", help="csv or jsonl file to write, by default jsonl to standard output")
+    commands.add_parser("evaluate", help="score a model on rows of your own")
     commands.add_parser("push", help="check a run's model, and share it on the Hub")
     summary = "bring a pushed run back"
     command = commands.add_parser("pull", help=summary, description=PULL, formatter_class=raw, allow_abbrev=False)
@@ -117,6 +128,19 @@ def _parser() -> Parser:
     command.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
     command.add_argument("--out", metavar="FOLDER", help="folder to make, by default runs/ and the repository's name")
     return parser
+
+
+def evaluate(words: Sequence[str]) -> None:
+    """`graft evaluate MODEL --data.path ...`."""
+    from graftkit.appraise import Config, appraise
+
+    named = list(takewhile(lambda word: not word.startswith("-"), words))
+    command = "graft evaluate MODEL"
+    config = parse(Config, words[len(named) :], description=EVALUATE, command=command)
+    names = {*named, config.backbone.name} - {None}
+    if len(names) != 1:
+        raise UserError(f"say which one model to score: {command} --data.path ... (see graft evaluate --help)")
+    appraise(replace(config, backbone=replace(config.backbone, name=names.pop())))
 
 
 def push(words: Sequence[str]) -> None:
@@ -136,7 +160,7 @@ def pull(arguments: argparse.Namespace) -> None:
     from graftkit.hub.pull import pull as pull_run
 
     out = Path(arguments.out or Path("runs", arguments.id.rpartition("/")[2]))
-    commit = pull_run(arguments.id, arguments.revision, out)
+    commit = pull_run(arguments.id, arguments.revision, out, lambda line: print(line, file=sys.stderr))
     print(f"{arguments.id} at {commit[:8]} is in {out}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from graftkit.fingerprint import file_hashes, settings
 from graftkit.report import metrics_text, write_report
 from graftkit.report.tables import write_predictions, write_rows
 from graftkit.run import Run
-from graftkit.task import Lengths, Row, Task
+from graftkit.task import Lengths, Record, Row, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
         reloaded.to(run.accelerator.device)
         for split, rows in (("dev", splits.dev), ("test", splits.test)):
             records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
-            run.once(lambda split=split, rows=rows, records=records: _write_tables(run, task, split, rows, records))
+            run.once(lambda split=split, rows=rows, records=records: write_tables(run, task, split, rows, records))
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
     run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
     run.save_record()
@@ -96,7 +96,8 @@ def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits:
     return facts | {"overlong": {"joined_rows": row["joined"], "probabilities": said}}
 
 
-def _write_tables(run: Run, task: Task, split: str, rows: Any, records: list[dict[str, Any]]) -> None:
+def write_tables(run: Run, task: Task, split: str, rows: Sequence[Row], records: Sequence[Record]) -> None:
+    """Write the two tables of a split: what the model said of each row, and the row itself."""
     with explain_disk(run.folder):
         write_predictions(run.folder, split, records, task.labels)
         write_rows(run.folder, split, (kept_row(task, row, run.settings.keep_rows) for row in rows))

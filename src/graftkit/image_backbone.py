@@ -202,6 +202,11 @@ def _create(source: Source, config: ImageBackboneConfig, settings: dict[str, Any
     return model
 
 
+def load_whole_timm(config: ImageBackboneConfig) -> nn.Module:
+    """A network of timm as its checkpoint has it, head included, in fp32. UserError where any of it would be new."""
+    return _create(_resolve(config), config, {})
+
+
 def _why_not_created(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     if isinstance(error, KeyError) or lines[0].startswith("Error(s) in loading state_dict"):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-NOT_KEPT = ("run.out", "run.resume", "run.overwrite")
+NOT_KEPT = ("out", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class RunConfig:
 
 def not_kept(config: Any) -> tuple[str, ...]:
     """Settings that say nothing of what a run is: where and how often it ran, and where it is shared."""
-    return NOT_KEPT + tuple(f"hub.{name}" for name in vars(config.hub)) if hasattr(config, "hub") else NOT_KEPT
+    where = tuple(f"run.{name}" for name in NOT_KEPT if name in vars(config.run))  # an evaluation is never resumed
+    return where + tuple(f"hub.{name}" for name in vars(config.hub)) if hasattr(config, "hub") else where
 
 
 class Run:
@@ -332,7 +333,8 @@ def _choose_folder(recipe: str, config: Any) -> Path:
         raise UserError(f"--run.out {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()):
         if not settings.overwrite:
-            raise UserError(f"--run.out {folder} is not empty; set --run.resume, --run.overwrite or another folder")
+            resume = "--run.resume, " if "resume" in vars(settings) else ""
+            raise UserError(f"--run.out {folder} is not empty; set {resume}--run.overwrite or another folder")
         if not (folder / "config.yaml").exists():
             raise UserError(f"--run.overwrite: {folder} holds no run of graftkit, so nothing in it is deleted")
     return folder

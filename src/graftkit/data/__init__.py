@@ -1,20 +1,24 @@
 """Which rows? Files and the Hub's data sets as checked splits: `load_splits(DataConfig(path=...), seed=0)`.
 
-Pictures: `load_pictures(ImageDataConfig(path=...), seed=0)`.
+Pictures: `load_pictures(ImageDataConfig(path=...), seed=0)`. `load_test_texts` and
+`load_test_pictures` read the rows to score a finished model on.
 """
 
 from graftkit.data.files import Table, read_file
-from graftkit.data.picture_rows import ImageDataConfig, load_pictures
+from graftkit.data.picture_rows import ImageDataConfig, load_pictures, load_test_pictures
 from graftkit.data.sources import load_tables
-from graftkit.data.splits import DataConfig, Splits, load_splits
+from graftkit.data.splits import DataConfig, RowsToScore, Splits, load_splits, load_test_texts
 
 __all__ = [
     "DataConfig",
     "ImageDataConfig",
+    "RowsToScore",
     "Splits",
     "Table",
     "load_pictures",
     "load_splits",
     "load_tables",
+    "load_test_pictures",
+    "load_test_texts",
     "read_file",
 ]

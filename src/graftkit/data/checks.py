@@ -123,6 +123,20 @@ def check_known(test: LabelledRows, train: LabelledRows, bad: BadRows) -> Labell
     return test
 
 
+def check_known_to_model(rows: LabelledRows, known: Mapping[str, str], bad: BadRows) -> LabelledRows:
+    """Every label of the rows stands for one of the model's: `known` says for which."""
+    new = sorted(rows.label_counts().keys() - known.keys())
+    own = list(dict.fromkeys(known.values()))
+    if len(new) == len(rows.label_counts()):
+        how = "the model does" if len(own) == len(known) else "numbers from 0"
+        raise UserError(
+            f"{rows.where}: none of its labels ({_some_labels(new)}) is one of the model's ({_some_labels(own)}). "
+            f"Set --data.label, or write the labels as {how}"
+        )
+    detail = f" ({_some_labels(new)}; it has {_some_labels(own)})"
+    return bad.without("test", rows, "a label that the model does not have", _is_among(rows, new), detail)
+
+
 def _names(rows: LabelledRows, bad: np.ndarray) -> str:
     """Which pictures they are; a text needs no name beside its row."""
     if "image" not in rows.rows.column_names:

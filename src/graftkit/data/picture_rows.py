@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from graftkit.config import AtLeastOne
-from graftkit.data.checks import BadRows, check_filled, check_parsed
+from graftkit.data.checks import BadRows, check_filled, check_known_to_model, check_parsed
 from graftkit.data.columns import Columns, LabelledRows, as_strings, number_rows, read_columns
 from graftkit.data.files import Table
 from graftkit.data.picture_columns import Stored, choose_picture_columns, find_pictures
 from graftkit.data.picture_sources import PICTURES
 from graftkit.data.repeats import add_contents
-from graftkit.data.sources import load_tables
-from graftkit.data.splits import Checked, Kind, Splits, check_labels, make_splits
+from graftkit.data.sources import load_tables, load_test
+from graftkit.data.splits import (
+    Checked,
+    Kind,
+    RowsToScore,
+    Splits,
+    check_labels,
+    make_rows_to_score,
+    make_splits,
+    meanings,
+    prefer,
+)
 from graftkit.machine import cores
 from graftkit.pictures import Survey, group_alike
 
@@ -87,6 +97,24 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Splits:
     known = Checked(tables, columns, contents, bad, [*notes, *column_notes, survey_note])
     splits = make_splits(config, known, kind, seed)
     return replace(splits, facts={**splits.facts, "sizes": {split: _sizes(rows) for split, rows in contents.items()}})
+
+
+def load_test_pictures(config: ImageDataConfig, labels: Sequence[str], usual: Columns) -> RowsToScore:
+    """The pictures of test alone, every one opened once, for a model that has these labels: see `load_test_texts`."""
+    table, notes = load_test(config.path, config.subset, config.test, PICTURES)
+    bad = BadRows(drop=config.bad_rows == "drop")
+    check_parsed("test", table, bad)
+    wanted = prefer({"image": config.image, "label": config.label}, usual, table)
+    columns, column_notes = choose_picture_columns(table, wanted["image"], wanted["label"])
+    stored = find_pictures(table, columns["image"])
+    rows = check_filled("test", _label_rows("test", table, columns, stored), bad, ROLES)
+    known = meanings(labels)
+    rows = check_known_to_model(rows, known, bad)
+    surveyed, survey_note = _survey_splits({"test": rows}, {"test": stored}, bad)
+    rows = check_filled("test", surveyed["test"], bad, ROLES)
+    notes = [*notes, *column_notes, survey_note]
+    made = make_rows_to_score(config, columns, rows, known, bad, notes, partial(_to_dataset, {table.where: stored}))
+    return replace(made, facts={**made.facts, "sizes": {"test": _sizes(rows)}})
 
 
 def _label_rows(split: str, table: Table, columns: Columns, stored: Stored) -> LabelledRows:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -63,24 +63,53 @@ def find_sources(
 ) -> tuple[dict[str, Source], list[str]]:
     """The source of each split that there is, train always; and notes for the log. By default rows stand in files."""
     places = places or FILES
-    if subset is not None and (path in places.demos or Path(path).expanduser().exists()):
-        raise UserError(f"--data.subset {subset} is for data sets on the Hub, and {path} is none")
+    _check_subset(path, subset, places)
     offered = _offer(path, subset, named, places) if reads_path(path, named["train"]) else {}
     chosen = {split: _choose(split, name, path, offered, places) for split, name in named.items()}
     sources = {split: source for split, source in chosen.items() if source is not None}
     if "train" not in sources:
         raise UserError(f"no train split in {path}; found {_listed(offered)}. Set --data.train")
+    return sources, _notes(path, sources, offered)
+
+
+def load_test(path: str, subset: str | None, test: str | None, places: Places | None = None) -> tuple[Table, list[str]]:
+    """The rows to score a model on, and notes for the log: those that `test` names, or what is named like a test split.
+
+    Where the path holds only one split, that is it, whatever its name.
+    """
+    places = places or FILES
+    _check_subset(path, subset, places)
+    offered = _offer(path, subset, {"test": test}, places) if reads_path(path, test) else {}
+    source = _choose("test", test, path, offered, places)
+    if source is None and len(offered) > 1:
+        raise UserError(f"no test split in {path}; found {_listed(offered)}. Set --data.test to one of them")
+    source = source or next(iter(offered.values()))
+    notes = _notes(path, {"test": source}, offered)
+    table = source.open()
+    return table, notes + table.notes
+
+
+def _check_subset(path: str, subset: str | None, places: Places) -> None:
+    if subset is not None and (path in places.demos or Path(path).expanduser().exists()):
+        raise UserError(f"--data.subset {subset} is for data sets on the Hub, and {path} is none")
+
+
+def _notes(path: str, sources: Mapping[str, Source], offered: Mapping[str, Source]) -> list[str]:
+    """Which sources are used, and which of the path's are not. UserError where none of the path's is."""
     used = {source.where for source in sources.values()}
     unused = [name for name, source in offered.items() if source.where not in used]
     if offered and len(unused) == len(offered):
-        raise _nothing_read(path)
+        raise _nothing_read(path, sources)
     notes = ["; ".join(f"{split}: {source.where}" for split, source in sources.items())]
-    return sources, notes + [f"not used of {path}: {_listed(unused)}"] * bool(unused)
+    return notes + [f"not used of {path}: {_listed(unused)}"] * bool(unused)
 
 
-def reads_path(path: str, train: str | None) -> bool:
-    """Whether the path counts: it is the demo by default, and who brings a file to train on does not mean that."""
-    return path != DEMO or not _names_file(train)
+def reads_path(path: str, first: str | None) -> bool:
+    """Whether the path counts: it is the demo by default, and who brings a file to train on does not mean that.
+
+    `first` is the setting of train, or of test where nothing is trained.
+    """
+    return path != DEMO or not _names_file(first)
 
 
 def _choose(split: str, name: str | None, path: str, offered: Mapping[str, Source], places: Places) -> Source | None:
@@ -125,8 +154,9 @@ def from_file(place: Path, where: str) -> Source | None:
     return Source(where, partial(read_file, place, where)) if place.is_file() else None
 
 
-def _nothing_read(path: str) -> UserError:
-    return UserError(f"nothing is read of --data.path {path}: --data.train and the others name files. Leave it out")
+def _nothing_read(path: str, named: Mapping[str, Any]) -> UserError:
+    name = "--data.train and the others name files" if "train" in named else "--data.test names a file"
+    return UserError(f"nothing is read of --data.path {path}: {name}. Leave it out")
 
 
 # what the path holds
@@ -144,7 +174,7 @@ def _offer(path: str, subset: str | None, named: Mapping[str, str | None], place
     if not HUB_ID.fullmatch(path) or Path(path).suffix.lower() in READERS:
         raise UserError(f"no such file or folder: {path}. Set --data.path")
     if all(_names_file(name) for name in named.values()):
-        raise _nothing_read(path)
+        raise _nothing_read(path, named)
     return _offer_hub(path, subset)
 
 

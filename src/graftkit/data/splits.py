@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from graftkit.config import AtLeastOne
-from graftkit.data.checks import BadRows, check_classes, check_filled, check_known, check_parsed, check_spelling
+from graftkit.data.checks import (
+    BadRows,
+    check_classes,
+    check_filled,
+    check_known,
+    check_known_to_model,
+    check_parsed,
+    check_spelling,
+)
 from graftkit.data.columns import (
     LABEL_NAMES,
     TEXT_NAMES,
@@ -22,7 +30,7 @@ from graftkit.data.columns import (
 )
 from graftkit.data.cuts import cut_rows, cut_tenths
 from graftkit.data.repeats import count_overlaps, count_repeats, number_contents
-from graftkit.data.sources import load_tables, reads_path
+from graftkit.data.sources import load_tables, load_test, reads_path
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from graftkit.data.files import Table
 
 ROLES = ("text", "text_pair", "label")
+COLUMN_NAMES = {"text": TEXT_NAMES, "label": LABEL_NAMES}
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,16 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class RowsToScore:
+    """Rows to score a model on, with the columns of `Splits`; their labels are the model's own."""
+
+    test: Dataset
+    facts: dict[str, Any]  # plain JSON for the run's record
+    notes: list[str]  # sentences for the log
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
 class Checked:
     """Rows that were checked and are not cut yet."""
 
@@ -99,7 +118,7 @@ class Kind:
 def _to_dataset(rows: LabelledRows) -> Dataset:
     from datasets import Dataset
 
-    return Dataset(rows.rows.drop_columns(["number", "content"]))
+    return Dataset(rows.rows.drop_columns([name for name in ("number", "content") if name in rows.rows.column_names]))
 
 
 TEXTS = Kind(
@@ -121,11 +140,78 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
     for split, table in tables.items():
         check_parsed(split, table, bad)
     wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
-    columns, column_notes = choose_columns(tables["train"], wanted, {"text": TEXT_NAMES, "label": LABEL_NAMES})
+    columns, column_notes = choose_columns(tables["train"], wanted, COLUMN_NAMES)
     labelled = {split: label_rows(split, table, columns) for split, table in tables.items()}
     filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
     contents = number_contents(check_labels(filled, bad))
     return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed)
+
+
+def load_test_texts(config: DataConfig, labels: Sequence[str], usual: Columns) -> RowsToScore:
+    """The rows of test alone, checked, for a model that has these labels; `usual` are the columns that it read before.
+
+    UserError for what cannot be found or read, and for a label that the model does not have.
+    """
+    table, notes = load_test(config.path, config.subset, config.test)
+    bad = BadRows(drop=config.bad_rows == "drop")
+    check_parsed("test", table, bad)
+    wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
+    columns, column_notes = choose_columns(table, prefer(wanted, usual, table), COLUMN_NAMES)
+    rows = check_filled("test", label_rows("test", table, columns), bad, ROLES)
+    known = meanings(labels)
+    rows = check_known_to_model(rows, known, bad)
+    return make_rows_to_score(config, columns, rows, known, bad, [*notes, *column_notes], TEXTS.to_dataset)
+
+
+def prefer(named: Columns, usual: Columns, table: Table) -> Columns:
+    """The columns that the user named, or else those that the model read before, where the table has them.
+
+    A model of pairs always wants its second text.
+    """
+    there = {role: name for role, name in usual.items() if name in table.rows.column_names or role == "text_pair"}
+    return {role: there.get(role) if name is None else name for role, name in named.items()}
+
+
+def meanings(labels: Sequence[str]) -> dict[str, str]:
+    """The model's label for all that data may write: its own names, and 0, 1 ... where these are LABEL_0, LABEL_1 ...
+
+    transformers makes up such names where nobody named the labels; they say nothing but their number. A name that
+    somebody gave is never taken for a number: the data may count in another order.
+    """
+    unnamed = list(labels) == [f"LABEL_{i}" for i in range(len(labels))]
+    numbers = {str(i): label for i, label in enumerate(labels)} if unnamed else {}
+    return {label: label for label in labels} | numbers
+
+
+def make_rows_to_score(
+    config: Any,
+    columns: Columns,
+    rows: LabelledRows,
+    known: Mapping[str, str],
+    bad: BadRows,
+    notes: list[str],
+    to_dataset: Callable[[LabelledRows], Dataset],
+) -> RowsToScore:
+    """The rows with the model's labels, and described; `config`: a DataConfig or its like."""
+    import pyarrow as pa
+
+    written = rows.rows.column("label").to_pylist()
+    place = rows.rows.column_names.index("label")
+    named = rows.rows.set_column(place, "label", pa.array([known[label] for label in written], pa.string()))
+    model_rows, labels = replace(rows, rows=named), list(dict.fromkeys(known.values()))
+    facts = {
+        "path": config.path if reads_path(config.path, config.test) else None,
+        "subset": config.subset,
+        "sources": {"test": rows.where},
+        "columns": columns,
+        "splits": {"test": _describe(model_rows, labels) | {"sha256": rows.fingerprint()}},
+        "bad_rows": config.bad_rows,
+        "dropped": bad.dropped,
+    }
+    renamed = next((label for label in written if known[label] != label), None)
+    if renamed is not None:
+        notes = [*notes, f"the model does not name its labels: {renamed} in the data is its {known[renamed]}"]
+    return RowsToScore(to_dataset(model_rows), facts, [*notes, *bad.notes()], [])
 
 
 def check_labels(splits: Mapping[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:

@@ -11,10 +11,9 @@ import yaml
 from graftkit.backbone import resolve
 from graftkit.errors import UserError
 from graftkit.export import ADAPTER
-from graftkit.fingerprint import hash_file
-from graftkit.hub import client
 from graftkit.hub.card import Base
 from graftkit.hub.config import HubConfig
+from graftkit.hub.reading import check_files, read_front_matter
 
 
 def find_base(
@@ -30,7 +29,7 @@ def find_base(
     id, commit = _id_of(run), run["backbone"].get("commit")
     if config.base_id is not None:
         weights = _weights(folder, config.base_id)
-        commit = client.check_files(config.base_id, weights, "--hub.base_id", say)
+        commit = check_files(config.base_id, weights, "--hub.base_id", say)
         id = config.base_id
     if adapter and id is None:
         raise UserError(
@@ -39,7 +38,7 @@ def find_base(
         )
     if id is None:
         return Base(None, _license_of_timm(folder), [], relation), None
-    facts = client.read_front_matter(id, say)
+    facts = read_front_matter(id, say)
     languages = facts.get("language") or []
     licence = facts.get("license") or _license_of_timm(folder)
     return Base(id, licence, [languages] if isinstance(languages, str) else list(languages), relation), commit
@@ -54,11 +53,11 @@ def _id_of(run: Mapping[str, Any]) -> str | None:
     return name if "/" in name else f"timm/{name}"
 
 
-def _weights(folder: Path, base_id: str) -> dict[str, str]:
-    """SHA-256 of the base's weights here, by name. UserError where its folder is gone."""
+def _weights(folder: Path, base_id: str) -> dict[str, Path]:
+    """The files of the base's weights here, by name. UserError where its folder is gone."""
     name = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["backbone"]["name"]
     place = resolve(name.removeprefix("local-dir:"))
-    found = {path.name: hash_file(path) for path in sorted(place.glob("*.safetensors"))}
+    found = {path.name: path for path in sorted(place.glob("*.safetensors"))}
     if not found:
         raise UserError(f"--hub.base_id {base_id}: {name} has no safetensors here to compare with")
     return found

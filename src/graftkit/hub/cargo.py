@@ -133,15 +133,18 @@ def inspect(place: Path, *, with_rows: bool) -> None:
         name = path.relative_to(place).as_posix()
         if path.suffix in PICKLES or (path.suffix not in TABLES and PICKLE.match(path.read_bytes()[:2])):
             raise UserError(f"{name} is a pickle, which runs code where it is loaded; remove it")
-        if path.suffix not in TEXTS or path.name in VOCABULARY:
-            continue
-        text = path.read_text(encoding="utf-8")
-        for what, pattern in SECRETS.items():
-            if found := pattern.search(text):
-                raise UserError(f"{name} holds what looks like {what} ({found[0][:6]}...); remove it at its source")
-        rows = with_rows and name.startswith(f"{RUN}/report")
-        if not rows and (found := EMAIL.search(text)):
-            raise UserError(f"{name} holds an e-mail address ({found[0]}); remove it at its source")
-        for found in PATH.finditer(text):
-            if _is_local(found[0]):
-                raise UserError(f"{name} holds a path of this machine ({found[0]}); remove it at its source")
+        if path.suffix in TEXTS and path.name not in VOCABULARY:
+            rows = with_rows and name.startswith(f"{RUN}/report")
+            inspect_text(name, path.read_text(encoding="utf-8"), addresses=rows)
+
+
+def inspect_text(name: str, text: str, *, addresses: bool = False) -> None:
+    """Raise UserError where a text holds a secret, a path of this machine or, unless these may be, an e-mail address."""
+    for what, pattern in SECRETS.items():
+        if found := pattern.search(text):
+            raise UserError(f"{name} holds what looks like {what} ({found[0][:6]}...); remove it at its source")
+    if not addresses and (found := EMAIL.search(text)):
+        raise UserError(f"{name} holds an e-mail address ({found[0]}); remove it at its source")
+    for found in PATH.finditer(text):
+        if _is_local(found[0]):
+            raise UserError(f"{name} holds a path of this machine ({found[0]}); remove it at its source")

@@ -78,10 +78,10 @@ def check_ready(config: HubConfig, say: Callable[[str], None] = unheard) -> None
     _check_name(config)
     if config.tag and config.create_pr:
         raise UserError("--hub.tag with --hub.create_pr: a pull request has no commit to tag before it is merged")
-    with _talk(config, HASTE, say) as talk:
+    with talk_with(config.push_to, HASTE, say) as talk:
         token_owner = talk.ask(f"asking {talk.api.endpoint} whose token this is", talk.api.whoami)
         _check_rights(token_owner, config)
-        info = _info(talk, None)
+        info = get_info(talk, None)
         if info is None and config.create_pr:
             raise UserError(f"{talk.repo} is missing or hidden from this token: there is nothing to open a request at")
         _check_privacy(info, config)
@@ -90,15 +90,15 @@ def check_ready(config: HubConfig, say: Callable[[str], None] = unheard) -> None
 def look(config: HubConfig, say: Callable[[str], None] = unheard) -> Remote:
     """The repository as it stands; one that is missing, or hidden from the token, is no error."""
     _check_name(config)
-    with _talk(config, PATIENCE, say, token_needed=False) as talk:
-        info, start = _info(talk, config.revision), None
-        if info is None and config.revision and (info := _info(talk, None)):
+    with talk_with(config.push_to, PATIENCE, say, token_needed=False) as talk:
+        info, start = get_info(talk, config.revision), None
+        if info is None and config.revision and (info := get_info(talk, None)):
             start = info.sha
         if info is None:
             return Remote(None, [], None, None)
-        files = _tree(talk, info.sha)
-        card, manifest = (_read(talk, files.get(path), info.sha) for path in ("README.md", "verification.json"))
-    return Remote(None if start else info.sha, list(files), card, _parse(manifest), start)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        card, manifest = (read_text(talk, path, info.sha) for path in ("README.md", "verification.json"))
+    return Remote(None if start else info.sha, files, card, read_manifest(manifest), start)
 
 
 def send(folder: Path, config: HubConfig, remote: Remote, title: str, say: Callable[[str], None] = unheard) -> Sent:
@@ -109,18 +109,17 @@ def send(folder: Path, config: HubConfig, remote: Remote, title: str, say: Calla
     """
     _check_name(config)
     hashes = file_hashes(folder)
-    with _talk(config, PATIENCE, say) as talk:
+    with talk_with(config.push_to, PATIENCE, say) as talk:
         parent = _make_place(talk, config, remote)
-        there = _tree(talk, parent)
-        changed = [path for path in hashes if not _is_same(there.get(path), folder / path, hashes[path])]
+        there = get_tree(talk, parent)
+        changed = [path for path in hashes if not same_file(there.get(path), folder / path, hashes[path])]
         listed = (remote.manifest or {}).get("files")
         stale = [path for path in listed or () if path in there and path not in hashes]
-        url = f"{talk.api.endpoint}/{talk.repo}" + (f"/tree/{config.revision}" if config.revision else "")
-        sent = Sent(parent, url, unchanged=True)
         _check_refs(talk, config, parent if not (changed or stale) else None)
+        sent = Sent(parent, _page(talk, config), unchanged=True)
         if changed or stale:
             mark = _mark(parent, hashes, stale)
-            sent = _commit(talk, config, (folder, changed, stale), (title, mark), parent, url)
+            sent = _commit(talk, config, _operations(folder, changed, stale), parent, config.message or title, mark)
         _compare(talk, hashes, sent.commit)
         if config.tag:
             _tag(talk, config.tag, sent.commit)
@@ -205,7 +204,7 @@ def _check_refs(talk: Talk, config: HubConfig, commit: str | None) -> None:
             raise UserError(f"{talk.repo} has a tag {tag.name}, at {tag.target_commit[:8]}: choose another --hub.tag")
 
 
-def _is_same(listed: Any, path: Path, sha256: str) -> bool:
+def same_file(listed: Any, path: Path, sha256: str) -> bool:
     """Is a local file what the tree of the repository lists?"""
     if listed is None or listed.size != path.stat().st_size:
         return False
@@ -224,49 +223,56 @@ def _mark(parent: str, hashes: Mapping[str, str], stale: list[str]) -> str:
     return f"graftkit-push: {hashlib.sha256(content.encode()).hexdigest()}"
 
 
-def _commit(talk: Talk, config: HubConfig, content: tuple, words: tuple[str, str], parent: str, url: str) -> Sent:
-    """Make the commit, once: before each try, see whether an earlier one went through and only its answer was lost."""
+def _operations(folder: Path, changed: list[str], stale: list[str]) -> list[Any]:
+    """What the commit does to files."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    folder, changed, stale = content
-    title, mark = words
-    operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=folder / path) for path in changed]
-    operations += [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale]
+    added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=folder / path) for path in changed]
+    return added + [CommitOperationDelete(path_in_repo=path, is_folder=False) for path in stale]
+
+
+def _commit(talk: Talk, config: HubConfig, operations: list[Any], parent: str, title: str, mark: str) -> Sent:
+    """Make the commit, once: before each try, see whether an earlier one went through and only its answer was lost."""
+    where = {"revision": config.revision, "create_pr": config.create_pr, "parent_commit": parent}
     tried = []
 
     def attempt() -> Sent:
-        made = _find_request(talk, mark) if config.create_pr else _find_commit(talk, config.revision, mark, parent)
+        made = _find_request(talk, mark) if config.create_pr else _find_commit(talk, config, mark, parent)
         if made is not None:
-            return Sent(made[0], made[1] or url, unchanged=not tried)
+            return replace(made, unchanged=not tried)
         tried.append(True)
-        commit = talk.api.create_commit(
-            talk.repo, operations, commit_message=config.message or title, commit_description=mark,
-            revision=config.revision, create_pr=config.create_pr, parent_commit=parent,
-        )  # fmt: skip
-        return Sent(commit.oid, commit.pr_url or url, unchanged=False)
+        # What the operations know of an earlier try, such as files that are there by now, is used again.
+        commit = talk.api.create_commit(talk.repo, operations, commit_message=title, commit_description=mark, **where)
+        return Sent(commit.oid, commit.pr_url or _page(talk, config), unchanged=False)
 
     return talk.ask(f"the commit to {talk.repo}", attempt)
 
 
-def _find_commit(talk: Talk, branch: str | None, mark: str, parent: str) -> tuple[str, None] | None:
+def _page(talk: Talk, config: HubConfig) -> str:
+    """Where a person sees the branch."""
+    return f"{talk.api.endpoint}/{talk.repo}" + (f"/tree/{config.revision}" if config.revision else "")
+
+
+def _find_commit(talk: Talk, config: HubConfig, mark: str, parent: str) -> Sent | None:
     """The commit with this mark, if the branch is no longer at its parent; UserError if another's commit is there."""
-    head = talk.api.model_info(talk.repo, revision=branch).sha
+    head = talk.api.model_info(talk.repo, revision=config.revision).sha
     if head == parent:
         return None
-    for commit in talk.api.list_repo_commits(talk.repo, revision=branch):
+    for commit in talk.api.list_repo_commits(talk.repo, revision=config.revision):
         if mark in commit.message:
-            return commit.commit_id, None
+            return Sent(commit.commit_id, _page(talk, config), unchanged=False)
     raise _moved(talk, head)
 
 
-def _find_request(talk: Talk, mark: str) -> tuple[str, str] | None:
-    """The commit and the page of a recent pull request with this mark."""
+def _find_request(talk: Talk, mark: str) -> Sent | None:
+    """The commit of a recent pull request with this mark, and its page."""
     refs = talk.api.list_repo_refs(talk.repo, include_pull_requests=True).pull_requests or []
     numbers = sorted((int(ref.ref.rsplit("/", 1)[1]) for ref in refs), reverse=True)
     for number in numbers[:RECENT]:
         for commit in talk.api.list_repo_commits(talk.repo, revision=f"refs/pr/{number}"):
             if mark in commit.message:
-                return commit.commit_id, f"{talk.api.endpoint}/{talk.repo}/discussions/{number}"
+                page = f"{talk.api.endpoint}/{talk.repo}/discussions/{number}"
+                return Sent(commit.commit_id, page, unchanged=False)
     return None
 
 
@@ -325,7 +331,7 @@ class Talk:
 
         self.repo, self.token, self.limit, self.say = repo, token, limit, say
         self.api = HfApi(token=token or False)
-        self.what = ""  # is being done
+        self.what, self.reason = "", ""  # what is being done, and why it failed last
         self.since: float | None = None  # when trouble began
         self.failing: set[tuple] = set()  # requests that have not been answered well yet
         self.done: set[tuple] = set()  # requests that were
@@ -345,7 +351,7 @@ class Talk:
                 if not mishap.passing:
                     raise UserError(f"{what} failed: {mishap.reason}") from error
                 pause = max(wait, mishap.wait)
-                if self.trouble() + pause > self.limit:
+                if self.trouble(mishap.reason) + pause > self.limit:
                     raise self.verdict(mishap.reason, mishap.wait) from error
             else:
                 self.since = None
@@ -367,25 +373,25 @@ class Talk:
             request.extensions["timeout"] = {name: min(given.get(name) or SILENCE, SILENCE) for name in names}
             key, started = (request.method, request.url.host, request.url.path), time.monotonic()
             if self.since is not None and started - self.since > self.limit:
-                raise self.verdict(f"no good answer from {request.url.host}")
+                raise self.verdict(self.reason)
             try:
                 response = send(request, **how)
-            except HTTPError:
-                self.trouble(key, started)
+            except HTTPError as error:
+                self.trouble(describe_silence(error, self.plain(error)), key, started)
                 raise
             if not is_passing(response.status_code):
                 self.achieved(key)
-            elif self.trouble(key, started) + asked_to_wait(response.headers) > self.limit:
+            elif self.trouble(describe(response), key, started) + asked_to_wait(response.headers) > self.limit:
                 response.close()
-                raise self.verdict(describe(response), asked_to_wait(response.headers))
+                raise self.verdict(self.reason, asked_to_wait(response.headers))
             return response
 
         client.send = send_watched
         return client
 
-    def trouble(self, key: tuple = (), started: float | None = None) -> float:
+    def trouble(self, reason: str, key: tuple = (), started: float | None = None) -> float:
         """Note a failure; seconds since trouble began."""
-        now = time.monotonic()
+        self.reason, now = reason, time.monotonic()
         self.failing.add(key)
         # A request that took so long was not silent: its bytes moved, and until then all was well.
         if self.since is None or (started is not None and now - started > 3 * SILENCE):
@@ -418,16 +424,21 @@ class Talk:
                 return Mishap("HF_HUB_OFFLINE is set: unset it, with a network", passing=False)
             if isinstance(cause, HfHubHTTPError):
                 mishap = self.diagnose_answer(cause)
-                # "Error while uploading 'model.safetensors' to the Hub." says where
-                where = self.plain(error) + " " if isinstance(error, (RuntimeError, ValueError)) else ""
-                return replace(mishap, reason=where + mishap.reason)
+                if cause is not error and isinstance(
+                    error, RuntimeError
+                ):  # "Error while uploading 'a.bin' to the Hub."
+                    return replace(mishap, reason=f"{self.plain(error)} {mishap.reason}")
+                if cause is not error and isinstance(error, ValueError):  # "Invalid metadata in README.md. - ..."
+                    return replace(mishap, reason=self.plain(error))
+                return mishap
             if isinstance(cause, HTTPError):
                 return Mishap(describe_silence(cause, text), passing=True)
             if isinstance(cause, json.JSONDecodeError):  # the page of a proxy that says 503 in HTML
                 return Mishap("the answer is not JSON", passing=True)
             broken = ("client has been closed", "Consistency check failed")  # by another thread; cut short
             if isinstance(cause, (ConnectionError, TimeoutError)) or any(words in text for words in broken):
-                return Mishap(text, passing=True)
+                refused = re.search(r"HTTP status client error \(4(?!08|29)", text)  # xet has one class for all
+                return Mishap(text, passing=not refused)
             cause = cause.__cause__
         return Mishap(self.plain(error), passing=False)
 
@@ -441,7 +452,7 @@ class Talk:
             return Mishap(reason, passing=True, wait=asked_to_wait(error.response.headers))
         if isinstance(error, RepositoryNotFoundError):
             reason += f": {self.repo} is missing, or hidden from this token: {LOGIN}"
-        elif status in (401, 403):
+        elif status in (401, 403) and str(error.response.request.url).startswith(self.api.endpoint):
             reason += f": the token is wrong, or may not do that: {LOGIN}"
         return Mishap(reason, passing=False)
 
@@ -480,7 +491,7 @@ def describe_silence(error: Any, text: str) -> str:
 
 
 @contextmanager
-def _talk(config: HubConfig, limit: float, say: Callable[[str], None], token_needed: bool = True) -> Iterator[Talk]:
+def talk_with(repo_id: str, limit: float, say: Callable[[str], None], token_needed: bool = True) -> Iterator[Talk]:
     """A talk with the Hub, during which huggingface_hub shows no bars and warnings of its own."""
     from huggingface_hub import get_token, set_client_factory
     from huggingface_hub.utils import (
@@ -493,10 +504,10 @@ def _talk(config: HubConfig, limit: float, say: Callable[[str], None], token_nee
 
     token = get_token()
     if token_needed and not token:
-        raise UserError(f"no token for {config.push_to}: {LOGIN}")
+        raise UserError(f"no token for {repo_id}: {LOGIN}")
     if token and not re.fullmatch(r"[!-~]+", token):  # the client's error would show it
-        raise UserError(f"the token for {config.push_to} has characters that no token has: {LOGIN}")
-    talk = Talk(config.push_to, token, limit, say)
+        raise UserError(f"the token for {repo_id} has characters that no token has: {LOGIN}")
+    talk = Talk(repo_id, token, limit, say)
     # There is no public way to ask for the factory; a user's own, such as one with a proxy, is kept.
     factory, loud, bars = _http._GLOBAL_CLIENT_FACTORY, logging.get_verbosity(), not are_progress_bars_disabled()
     with warnings.catch_warnings():
@@ -513,7 +524,7 @@ def _talk(config: HubConfig, limit: float, say: Callable[[str], None], token_nee
                 enable_progress_bars()
 
 
-def _info(talk: Talk, revision: str | None) -> Any:
+def get_info(talk: Talk, revision: str | None) -> Any:
     """What the Hub says of the repository at a branch; None where there is none, or none that the token may see."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -526,7 +537,7 @@ def _info(talk: Talk, revision: str | None) -> Any:
         return None
 
 
-def _tree(talk: Talk, commit: str) -> dict[str, Any]:
+def get_tree(talk: Talk, commit: str) -> dict[str, Any]:
     """The files of a commit, by path, as the Hub lists them: with sizes and hashes."""
     from huggingface_hub.hf_api import RepoFile
 
@@ -537,19 +548,20 @@ def _tree(talk: Talk, commit: str) -> dict[str, Any]:
     return {entry.path: entry for entry in listed if isinstance(entry, RepoFile)}
 
 
-def _read(talk: Talk, listed: Any, commit: str) -> str | None:
-    """The text of a file that the tree of a commit lists."""
-    if listed is None:
+def read_text(talk: Talk, path: str, commit: str) -> str | None:
+    """The text of a file of a commit; None if it has none of that name."""
+    what, where = f"reading {path} of {talk.repo}", {"revision": commit}
+    listed = talk.ask(what, lambda: talk.api.get_paths_info(talk.repo, [path], **where))
+    if not listed:
         return None
     with tempfile.TemporaryDirectory() as cache:
-        what, where = f"reading {listed.path} of {talk.repo}", {"revision": commit, "cache_dir": cache}
-        local = Path(talk.ask(what, lambda: talk.api.hf_hub_download(talk.repo, listed.path, **where)))
-        if not _is_same(listed, local, hash_file(local)):  # the client looks at sizes only
+        local = Path(talk.ask(what, lambda: talk.api.hf_hub_download(talk.repo, path, cache_dir=cache, **where)))
+        if not same_file(listed[0], local, hash_file(local)):  # the client looks at sizes only
             raise UserError(f"{what} failed: it came with other bytes than are there; try again")
-        return local.read_text(encoding="utf-8", errors="replace")
+        return local.read_bytes().decode("utf-8", errors="replace")  # its ends of lines as they are
 
 
-def _parse(text: str | None) -> dict[str, Any] | None:
+def read_manifest(text: str | None) -> dict[str, Any] | None:
     """What verification.json says; None where that is not what a push writes."""
     try:
         manifest = json.loads(text or "null")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.errors import UserError
-from graftkit.hub import cargo, client
+from graftkit.hub import cargo
+from graftkit.hub.reading import bring
 
 
-def pull(repo_id: str, revision: str | None, out: Path) -> str:
+def pull(repo_id: str, revision: str | None, out: Path, say: Callable[[str], None]) -> str:
     """Bring what a push of graftkit sent into a run's folder, `out`, each file with the bytes that were sent.
 
     Returns the commit. Raises UserError where the repository is missing, hidden, or holds no run, and leaves no folder.
@@ -20,7 +22,7 @@ def pull(repo_id: str, revision: str | None, out: Path) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     with aside_then_renamed(out) as aside:
         whole = aside / "model"
-        commit = client.bring(repo_id, revision, whole)
+        commit = bring(repo_id, revision, whole, say)
         run = whole / cargo.RUN
         if not (run / "run.json").exists():
             raise UserError(f"{repo_id} holds no run of graftkit; `graft evaluate` scores any model")

@@ -23,8 +23,7 @@ def check_ready(config: HubConfig) -> None:
     """Raise UserError where a push could not work, before anything is trained; does nothing where none is asked for."""
     if config.push_to is None:
         return
-    if config.card is not None:
-        read_notes(config.card)
+    _read_notes(config)
     client.check_ready(config, _say)
     _check_ours(client.look(config, _say), config)
 
@@ -50,7 +49,7 @@ def push(folder: Path, config: HubConfig, data_path: str | None = None) -> clien
 
 def _push(folder: Path, place: Path, config: HubConfig, data_path: str | None) -> client.Sent:
     run = gate.read_record(folder)
-    notes = None if config.card is None else read_notes(config.card)
+    notes = _read_notes(config)
     client.check_ready(config, _say)
     remote = client.look(config, _say)
     _check_ours(remote, config)
@@ -69,12 +68,21 @@ def _push(folder: Path, place: Path, config: HubConfig, data_path: str | None) -
     card = write_card(config.push_to, run, metrics, found, notes, remote.card, base)
     found = {"passed": True, **found, "files": file_hashes(place)}
     (place / cargo.VERIFICATION).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (place / cargo.CARD).write_text(card, encoding="utf-8")
+    (place / cargo.CARD).write_bytes(card.encode())  # with the ends of lines that its owner chose
     cargo.inspect(place, with_rows=config.with_rows)
     sent = client.send(place, config, remote, _commit_title(metrics), _say)
     what = "nothing changed since" if sent.unchanged else "pushed"
     _say(f"{what} {sent.url} (commit {sent.commit[:8]}); downloaded again and compared: the same bytes")
     return sent
+
+
+def _read_notes(config: HubConfig) -> str | None:
+    """The user's own words for the card, which must hold nothing that should not leave."""
+    if config.card is None:
+        return None
+    notes = read_notes(config.card)
+    cargo.inspect_text(f"--hub.card {config.card}", notes)
+    return notes
 
 
 def _check_ours(remote: client.Remote, config: HubConfig) -> None:

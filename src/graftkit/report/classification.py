@@ -24,7 +24,7 @@ from graftkit.report.markdown import (
     with_interval,
 )
 from graftkit.report.pictures import grid
-from graftkit.report.sections import NOUNS, look
+from graftkit.report.sections import NOUNS, is_evaluation, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
 HEADER_LETTERS = 90  # class names longer than this in all head the matrix as numbers
@@ -70,7 +70,7 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     frequent = test["per_class"][int(counts.sum(axis=1).argmax())]
     others = [f"; {escape(other['name'])} reaches {_reached(other, headline)}" for other in run.get("compared") or []]
     sentences = [
-        f"On {plural(rows, 'test row')} that it was not trained on, this model sorts {NOUNS[run['task']]}s into "
+        f"On {plural(rows, 'test row')}{_apart(run)}, this model sorts {NOUNS[run['task']]}s into "
         f"{plural(len(counts), 'class', 'classes')} with {_article(headline['name'])} of "
         f"**{with_interval(headline)}**, where 1 is perfect{''.join(others)}.",
         f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); always answering "
@@ -105,6 +105,11 @@ def chapters(
         "Confusions": _confusions(metrics["test"]),
         "Worst errors": _worst_errors(metrics["test"], run, shown, rows),
     }
+
+
+def _apart(run: Mapping[str, Any]) -> str:
+    """What a run can say of its test rows; of a model from elsewhere nobody knows it here."""
+    return "" if is_evaluation(run) else " that it was not trained on"
 
 
 def _how_many(part: int, whole: int) -> str:
@@ -192,19 +197,20 @@ def _weakness(test: Mapping[str, Any], weakest: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    test, dev = metrics["test"], metrics["dev"]
+    test, dev = metrics["test"], metrics.get("dev")  # an evaluation has none
     first = test["headline"]["name"]
     lines = []
     for name in sorted(test["scores"], key=lambda name: name != first):
         words = f"**{title(name)}**" if name == first else title(name)
-        lines.append((words, *_cells(test, name), _cells(dev, name)[0], MEANINGS[name]))
+        lines.append((words, *_cells(test, name), *([_cells(dev, name)[0]] if dev else []), MEANINGS[name]))
     for place, other in enumerate(run.get("compared") or [], start=1):
         value, interval = _measured(other["headline"])
         words = f"{title(other['headline']['name'])} of {escape(other['name'])}"
         lines.insert(place, (words, value, interval or "–", "–", "the score of another model, for comparison"))
-    header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
+    header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
+    scores = table(header, lines, numbers=[1, 3] if dev else [1])
     sure = _how_sure(test, "test", NOUNS[run["task"]])
-    return "\n\n".join([table(header, lines, numbers=[1, 3]), sure, _NOT_DEV])
+    return "\n\n".join([scores, sure, *([_NOT_DEV] if dev else [])])
 
 
 _NOT_DEV = (

@@ -33,7 +33,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     if task is None:
         raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
     metrics, records = {}, {}
-    for split in SPLITS:
+    for split in ("test",) if sections.is_evaluation(run) else SPLITS:
         labels, records[split] = read_predictions(folder, split)
         metrics[split] = task.measure(records[split], labels, run.get("headline"))
     worst = task.worst(records["test"])
@@ -42,10 +42,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),
-        "Model and training": sections.model(run),
+        "Model" if sections.is_evaluation(run) else "Model and training": sections.model(run),
         **task.chapters(metrics, run, worst, rows),
         "Time and memory": sections.costs(run),
-        "Load the model": sections.loading(run),
+        **({} if sections.is_evaluation(run) else {"Load the model": sections.loading(run)}),
         "How this was made": sections.origin(run, _read_config(folder)),
     }
     page = [f"# {sections.heading(run)}", task.summary(metrics, run)]
@@ -59,7 +59,7 @@ def write_report(folder: Path) -> dict[str, Any]:
 def metrics_text(metrics: Mapping[str, Any]) -> str:
     """The few lines that a terminal shows at the end of a run."""
     lines = []
-    for split in reversed(SPLITS):
+    for split in (split for split in reversed(SPLITS) if split in metrics):
         headline = metrics[split]["headline"]
         lines.append(
             f"{split:<5} {title(headline['name'])} {with_interval(headline)} on {metrics[split]['rows']:,} rows"

@@ -24,6 +24,11 @@ def look(record: Any, *names: str) -> Any:
     return record
 
 
+def is_evaluation(run: Mapping[str, Any]) -> bool:
+    """Whether a model was scored that was there before: nothing was trained, chosen or saved."""
+    return run.get("recipe") == "evaluate"
+
+
 def heading(run: Mapping[str, Any]) -> str:
     """The report's title: the task and the model."""
     backbone = str(look(run, "backbone", "name") or "").rstrip("/").rpartition("/")[2]
@@ -40,8 +45,10 @@ def data(run: Mapping[str, Any]) -> str:
         "Columns": "" if columns is None else _columns(columns),
         "Left out": "" if dropped is None else _flat(dropped) or "no rows",
     }
-    if NOUNS[run["task"]] == "picture":
-        facts["Short side of the training pictures"] = _sizes(run)
+    if NOUNS[run["task"]] == "picture" and is_evaluation(run):
+        facts["Short side of the pictures"] = _sizes(run, "test")
+    elif NOUNS[run["task"]] == "picture":
+        facts["Short side of the training pictures"] = _sizes(run, "train")
     return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
 
 
@@ -58,6 +65,10 @@ def model(run: Mapping[str, Any]) -> str:
     name, architecture = look(run, "backbone", "name"), look(run, "backbone", "architecture")
     revision = look(run, "backbone", "revision")
     started = ", ".join(escape(str(part)) for part in (name, revision and f"revision {revision}", architecture) if part)
+    if is_evaluation(run):
+        commit = look(run, "backbone", "commit")
+        whole = f"{started}, commit {escape(commit)}" if commit else started
+        return _facts({"Model": whole, **_INPUTS[NOUNS[run["task"]]](run)})
     facts = {
         "Pretrained model": started,
         "Adapting": _trained(run),
@@ -102,7 +113,7 @@ def origin(run: Mapping[str, Any], config: str | None) -> str:
             f"{escape(str(name))} {escape(str(number))}" for name, number in versions.items() if number
         ),
         "Git commit": _text(run.get("git_commit")),
-        "Seed": _text(run.get("seed")),
+        **({} if is_evaluation(run) else {"Seed": _text(run.get("seed"))}),
         "Ran as": f"{plural(processes, 'process', 'processes')} with {plural(threads, 'thread')}"
         if processes and threads
         else "",
@@ -199,9 +210,9 @@ def _lengths(run: Mapping[str, Any]) -> str:
     return "; ".join(sentences)
 
 
-def _sizes(run: Mapping[str, Any]) -> str:
+def _sizes(run: Mapping[str, Any], split: str) -> str:
     ends = {0: "the smallest has {}", 100: "the largest has {}"}
-    steps = _steps(look(run, "data", "sizes", "train"))
+    steps = _steps(look(run, "data", "sizes", split))
     parts = [ends.get(step, f"{step:g}% have at most {{}}").format(_count(pixels)) for step, pixels in steps]
     return ", ".join(parts) + " pixels" if parts else ""
 
@@ -220,6 +231,8 @@ def _pictures(run: Mapping[str, Any]) -> dict[str, str]:
         if images.get(name):
             seen.append(f"{words} {' / '.join(f'{value:g}' for value in images[name])}")
     augment = images.get("augment")
+    if is_evaluation(run):
+        return {"Pictures": "; ".join(seen)}
     return {
         "Pictures": "; ".join(seen),
         "Changes to the pictures while training": "" if augment is None else escape(str(augment)),
