@@ -96,6 +96,7 @@ def forget() -> None:
     """What this process has fetched, as if another one came."""
     download._fetch.cache_clear()
     download._commits.clear()
+    download._pins.clear()
 
 
 def weights(**arrays: list[float]) -> bytes:
@@ -203,6 +204,16 @@ def a_revision_is_a_branch_a_tag_or_a_commit(hub):
         "me/tagged", "v2"
     )
     assert "has no branch, tag or commit" in refused("me/tagged", "0" * 40)
+
+
+@fetching
+def a_run_that_is_resumed_keeps_its_commit(hub):
+    hub.add("me/moved", {"config.json": b"{}", "model.safetensors": weights()})
+    first = hub.head("me/moved")
+    advance(hub, "me/moved", config_json=b'{"new": 1}')
+    download.pin("me/moved", None, first)
+    assert download.fetch("me/moved").commit == first == download.commit_of("me/moved", None)
+    assert download.fetch("me/moved", "main").commit == hub.head("me/moved")
 
 
 @fetching

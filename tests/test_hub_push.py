@@ -226,6 +226,16 @@ def test_bad_input_is_one_line_and_nothing_is_sent(hub, runs, tmp_path, capsys, 
     assert set(hub.files("me/gpt2")) == {".gitattributes", "config.json"}
 
 
+def test_the_way_to_try_again_is_the_same_push(hub, runs, capsys):
+    """Above all, it must not make public what was to be private."""
+    hub.fault("create", 403)
+    words = ("push", runs["text"], "me/x", "--hub.private", "--hub.tag", "v1", "--hub.message", "two words")
+    said = graft(capsys, *words, code=2)
+    again = f"to try again: graft push {runs['text']} me/x --hub.private --hub.tag v1 --hub.message 'two words'"
+    assert again in said
+    assert "me/x" not in hub.repos
+
+
 def test_a_run_that_did_not_finish_is_not_pushed(hub, runs, tmp_path, capsys):
     run = Path(shutil.copytree(runs["text"], tmp_path / "run"))
     shutil.rmtree(run / "model")

@@ -36,6 +36,7 @@ class Fetched:
     commit: str | None  # the Hub's commit that a name and revision resolved to; None for a folder
 
 
+_pins: dict[tuple[str, str | None], str] = {}  # what names and revisions shall stand for
 _commits: dict[tuple[str, str | None], str] = {}  # what names and revisions stood for when first asked
 
 
@@ -58,11 +59,16 @@ def fetch(
     shown, repo = f"{flag} {name}".strip(), repo or name
     try:
         with _considerate():
-            fetched = _fetch(shown, repo, revision, weights)
+            fetched = _fetch(shown, repo, _pins.get((name, revision), revision), weights)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{shown}: {_explain(_cause(error), repo, revision)}") from error
     _commits[name, revision] = fetched.commit
     return fetched
+
+
+def pin(name: str, revision: str | None, commit: str) -> None:
+    """Let a name and revision stand for a commit in this process, as a run that is resumed had it."""
+    _pins[name, revision] = commit
 
 
 def commit_of(name: str, revision: str | None) -> str | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
-from graftkit.download import commit_of
+from graftkit.download import commit_of, pin
 from graftkit.errors import UserError
 from graftkit.machine import (
     cache_folder,
@@ -187,6 +187,9 @@ class Run:
 
     def continue_record(self, before: dict[str, Any]) -> None:
         """Take over from the record of a run that is resumed: its command, and the time and memory spent."""
+        backbone = before.get("backbone") or {}
+        if backbone.get("commit"):
+            pin(backbone["name"], backbone["revision"], backbone["commit"])
         self.record["command"] = before["command"]
         self.record["seconds"] = dict(before["seconds"])
         self.record |= {name: before[name] for name in ("training",) if name in before}

@@ -139,7 +139,7 @@ def inspect(place: Path, *, with_rows: bool) -> None:
 
 
 def inspect_text(name: str, text: str, *, addresses: bool = False) -> None:
-    """Raise UserError where a text holds a secret, a path of this machine or, unless these may be, an e-mail address."""
+    """Raise UserError for a secret, a path of this machine or, unless they may be, an e-mail address in a text."""
     for what, pattern in SECRETS.items():
         if found := pattern.search(text):
             raise UserError(f"{name} holds what looks like {what} ({found[0][:6]}...); remove it at its source")

@@ -99,9 +99,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run. UserError where there is none, or the run did not finish."""
     if not (folder / "config.yaml").exists() or not (folder / "run.json").exists():
         raise UserError(f"{folder} is no run's folder (no run.json); give the --run.out of a recipe")
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if run["recipe"] == "evaluate":
+        raise UserError(f"{folder} is what graft evaluate found of a model, and holds none; give the run of a recipe")
     if not (folder / "metrics.json").exists() or not (folder / "model").is_dir():
         raise UserError(f"{folder}: this run did not finish; go on with its command, --run.out {folder} --run.resume")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if "saved" not in run:
         raise UserError(f"{folder} is a run of an older graftkit, which kept no record of what it saved; run it again")
     return run

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,9 @@ def push(folder: Path, config: HubConfig, data_path: str | None = None) -> clien
         with tempfile.TemporaryDirectory(prefix="graftkit-push-") as place:
             return _push(folder, Path(place), config, data_path)
     except UserError as error:
-        again = f"graft push {folder} {config.push_to}"
-        raise UserError(f"not pushed: {error}. The run is whole in {folder}; to try again: {again}") from error
+        raise UserError(
+            f"not pushed: {error}. The run is whole in {folder}; to try again: {_command(folder, config, data_path)}"
+        ) from error
 
 
 def _push(folder: Path, place: Path, config: HubConfig, data_path: str | None) -> client.Sent:
@@ -83,6 +86,14 @@ def _read_notes(config: HubConfig) -> str | None:
     notes = read_notes(config.card)
     cargo.inspect_text(f"--hub.card {config.card}", notes)
     return notes
+
+
+def _command(folder: Path, config: HubConfig, data_path: str | None) -> str:
+    """What to type to push again, with all that was asked for."""
+    given = {f"hub.{name}": value for name, value in vars(config).items() if name != "push_to"}
+    given["data.path"] = data_path
+    flags = [[f"--{name}", *([] if value is True else [str(value)])] for name, value in given.items() if value]
+    return shlex.join(["graft", "push", str(folder), str(config.push_to), *chain.from_iterable(flags)])
 
 
 def _check_ours(remote: client.Remote, config: HubConfig) -> None:
