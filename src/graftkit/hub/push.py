@@ -21,6 +21,13 @@ from graftkit.report.markdown import number, title
 from graftkit.run import Run
 
 
+DEMOS = {
+    "text-classification": "all-MiniLM-L6-v2",
+    "image-classification": "a small network that knows the digits 0 to 4",
+}
+"""What `--backbone.name demo` is."""
+
+
 def check_ready(config: HubConfig) -> None:
     """Raise UserError where a push could not work, before anything is trained; does nothing where none is asked for."""
     if config.push_to is None:
@@ -65,7 +72,8 @@ def _push(folder: Path, place: Path, config: HubConfig, data_path: str | None) -
         cargo.name_base(place, base.id, commit)
     snippet = PLAIN_SNIPPET.format(folder=HUB_ID) if merged else run["hub_snippet"]
     run = run | {"snippet": snippet.replace(HUB_ID, config.push_to)}
-    run["backbone"] = run["backbone"] | {"name": base.id or run["backbone"]["name"]}
+    name = base.id or run["backbone"]["name"]
+    run["backbone"] = run["backbone"] | {"name": DEMOS[run["task"]] if name == "demo" else name}
     run = cargo.pack_run(folder, place, run, with_rows=config.with_rows)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     card = write_card(config.push_to, run, metrics, found, notes, remote.card, base)
