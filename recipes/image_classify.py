@@ -51,11 +51,11 @@ SOURCE = Config(
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ready(config.hub)
     if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
     run = open_run("image_classify", config)
-    run.once(lambda: check_ready(config.hub))
 
     with run.phase("data"):
         splits = load_pictures(config.data, config.run.seed)

@@ -39,8 +39,8 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ready(config.hub)
     run = open_run("text_classify", config)
-    run.once(lambda: check_ready(config.hub))
 
     with run.phase("data"):
         splits = load_splits(config.data, config.run.seed)

@@ -19,11 +19,14 @@ import pytest
 from conftest import run_recipe, texts
 
 from graftkit import cli
+from graftkit import predict as verb
 from graftkit.data import stream
+from graftkit.errors import UserError
 from graftkit.export import load_saved, save_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 GRAFT = [sys.executable, "-c", "import sys; from graftkit.cli import main; sys.exit(main())"]
+TEXT = {"text": None, "text_pair": None}
 LONG = "the old red file is here again " * 40  # of what a tiny checkpoint reads, the first 40 tokens
 
 
@@ -243,6 +246,10 @@ def test_numbers_in_json_are_read_as_training_reads_them(run, predict, tmp_path)
     assert predict(run, write_jsonl(tmp_path / "b.jsonl", [{"text": 7}, {"text": True}])) == written
 
 
+def test_formats_are_those_that_are_read():
+    assert list(cli.FORMATS) == list(stream.READERS)
+
+
 def test_no_rows_no_answers(run, predict, tmp_path):
     for name in ("rows.txt", "rows.jsonl", "rows.csv"):
         assert predict(run, write(tmp_path / name, "")) == []
@@ -253,20 +260,20 @@ def test_no_rows_no_answers(run, predict, tmp_path):
 
 def test_rows_come_in_chunks_and_no_sooner_than_asked_for(tmp_path):
     file = write(tmp_path / "rows.csv", "text\n" + "".join(f'"line {i}\nof many"\n' for i in range(100_000)))
-    chunks = stream.read_chunks(str(file), None, {}, None, None)
+    chunks = stream.read_chunks(str(file), None, TEXT, {})
     rows = next(chunks)
     position = [os.lseek(fd, 0, os.SEEK_CUR) for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd, file)]
     assert position == [stream.BLOCK]
     for chunk in chunks:
         assert len(chunk) <= stream.CHUNK
         rows += chunk
-    assert rows == [(i + 1, [f"line {i}\nof many"]) for i in range(100_000)]
+    assert rows == [(i + 1, {"text": f"line {i}\nof many"}) for i in range(100_000)]
 
 
 def test_a_line_is_a_text_without_its_end(tmp_path):
     file = write(tmp_path / "rows.txt", "\ufeff one\r\ntwo \n three")
-    rows = [row for chunk in stream.read_chunks(str(file), None, {}, None, None) for row in chunk]
-    assert rows == [(1, [" one"]), (2, ["two "]), (3, [" three"])]
+    rows = [row for chunk in stream.read_chunks(str(file), None, TEXT, {}) for row in chunk]
+    assert rows == [(1, {"text": " one"}), (2, {"text": "two "}), (3, {"text": " three"})]
 
 
 def is_open(descriptor, file):
@@ -345,7 +352,7 @@ def test_answers_before_a_bad_chunk_are_written(run, tmp_path, monkeypatch, caps
     ],
 )
 def test_rows_that_cannot_be_read(checkpoint, refused, tmp_path, monkeypatch, name, content, expected):
-    monkeypatch.setattr(cli, "load_classifier", lambda folder: pytest.fail("loaded a model for a bad file"))
+    monkeypatch.setattr(verb, "read_labels", lambda located: pytest.fail("loaded a model for a bad file"))
     assert expected in refused(checkpoint("bert", headless=False), write(tmp_path / name, content))
 
 
@@ -359,19 +366,23 @@ def test_models_that_cannot_be_used(checkpoint, adapter, refused, tmp_path):
     assert f"this run did not finish (no model/); go on with --run.out {tmp_path} --run.resume" in refused(
         tmp_path, file
     )
-    assert "is no sequence classifier (BertModel)" in refused(checkpoint("bert"), file)
+    write(tmp_path / "run.json", json.dumps({"recipe": "evaluate", "backbone": {"name": "me/model"}}))
+    assert f"{tmp_path} is an evaluation of me/model, and holds no model; name that" in refused(tmp_path, file)
+    assert "classifies neither texts nor pictures (BertModel)" in refused(checkpoint("bert"), file)
     other = shutil.copytree(adapter, tmp_path / "other")
     settings = json.loads((other / "adapter_config.json").read_text())
     write(other / "adapter_config.json", json.dumps({**settings, "task_type": "CAUSAL_LM"}))
-    assert "is no sequence classifier (CAUSAL_LM)" in refused(other, file)
+    assert "is an adapter, but of no text classifier (task_type CAUSAL_LM)" in refused(other, file)
     bare = shutil.copytree(adapter, tmp_path / "bare", ignore=shutil.ignore_patterns("labels.json"))
-    assert "an adapter without labels.json" in refused(bare, file)
+    assert f"{bare} cannot be loaded on its base" in refused(bare, file)  # which has a head of two labels, not three
     broken = shutil.copytree(checkpoint("bert", headless=False), tmp_path / "broken")
     whole = (broken / "model.safetensors").read_bytes()
     write(broken / "model.safetensors", whole[: len(whole) // 2])
     assert f"{broken} cannot be loaded" in refused(broken, file)
     (broken / "model.safetensors").unlink()
     assert f"{broken} cannot be loaded" in refused(broken, file)
+    shutil.copy(checkpoint("bert") / "model.safetensors", broken)
+    assert "2 of its parameters are not in its weights, such as classifier.bias" in refused(broken, file)
     settings = json.loads((broken / "config.json").read_text())
     write(broken / "config.json", json.dumps({**settings, "hidden_size": 64}))
     shutil.copy(checkpoint("bert", headless=False) / "model.safetensors", broken)
@@ -402,6 +413,7 @@ def test_words_that_make_no_sense(run, data, refused, tmp_path):
     assert "cannot be written: No space left" in refused(run, file, "--output", tmp_path / "full.csv")
     assert "--format: invalid choice: 'xls'" in refused(run, file, "--format", "xls")
     assert "unrecognized arguments: --tex" in refused(run, file, "--tex", "text")
+    assert f"--image text does nothing: {run} reads texts; leave it out" in refused(run, file, "--image", "text")
 
 
 # the command
@@ -410,6 +422,55 @@ def test_words_that_make_no_sense(run, data, refused, tmp_path):
 def test_a_command_is_needed(capsys):
     assert cli.main([]) == 2
     assert capsys.readouterr().err == "error: the following arguments are required: COMMAND (see graft --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nothing"], "error: argument COMMAND: invalid choice: 'nothing' (choose from "),
+        (["--", "predict"], "error: the following arguments are required: COMMAND"),
+        (["predict"], "error: the following arguments are required: RUN_OR_MODEL, FILE (see graft predict --help)"),
+        (["pull", "a", "--outer", "b"], "error: unrecognized arguments: --outer b (see graft pull --help)"),
+    ],
+)
+def test_words_that_are_no_command(capsys, words, expected):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(expected)
+    assert error.count("\n") == 1
+
+
+def test_of_several_processes_one_speaks(monkeypatch, capsys):
+    """Unless a mistake may show in another one alone."""
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["predict", "no/such", "a.txt"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(verb, "locate", lambda model: (_ for _ in ()).throw(UserError("here", everywhere=True)))
+    assert cli.main(["predict", "no/such", "a.txt"]) == 2
+    assert capsys.readouterr().err == "error: here\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "loaded"),
+    [
+        (["--help"], ["numpy", "yaml"]),
+        (["predict", "--help"], ["numpy", "yaml"]),
+        (["predict", "MODEL", "nothing.csv", "--format", "xls"], ["numpy"]),
+        (["predict", "MODEL", "nothing.csv"], ["torch", "transformers", "timm", "datasets", "PIL"]),
+    ],
+)
+def test_nothing_heavy_is_loaded_for_a_mistake_or_help(checkpoint, words, loaded):
+    words = [str(checkpoint("bert", headless=False)) if word == "MODEL" else word for word in words]
+    script = f"""
+import sys
+from graftkit.cli import main
+try:
+    main({words})
+except SystemExit:
+    pass
+print([name for name in {loaded} if name in sys.modules])"""
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

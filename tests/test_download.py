@@ -96,6 +96,7 @@ def forget() -> None:
     """What this process has fetched, as if another one came."""
     download._fetch.cache_clear()
     download._commits.clear()
+    download._origins.clear()
     download._pins.clear()
 
 
@@ -172,8 +173,8 @@ def only_what_is_needed_comes_and_all_of_one_commit(hub):
     assert found == download.Fetched(found.folder, commit)
     names = {path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*")}
     assert names == kept
-    assert download.commit_of("me/much", None) == commit
-    assert download.commit_of("elsewhere", None) is None
+    assert download.origin_of("me/much", None) == download.Origin("me/much", commit)
+    assert download.origin_of("elsewhere", None) is None
     assert steps(hub).count("info") == steps(hub).count("tree") == steps(hub).count("cdn") == 1
     asked = len(hub.requests)
     advance(hub, "me/much", config_json=b'{"new": 1}')
@@ -199,7 +200,7 @@ def a_revision_is_a_branch_a_tag_or_a_commit(hub):
         forget()
         assert download.fetch("me/tagged", revision).commit == first
     assert download.fetch("me/tagged").commit == hub.head("me/tagged")
-    assert download.commit_of("me/tagged", "v1") is None
+    assert download.origin_of("me/tagged", "v1") is None
     assert "--backbone.name me/tagged: has no branch, tag or commit v2; set --backbone.revision" in refused(
         "me/tagged", "v2"
     )
@@ -212,7 +213,7 @@ def a_run_that_is_resumed_keeps_its_commit(hub):
     first = hub.head("me/moved")
     advance(hub, "me/moved", config_json=b'{"new": 1}')
     download.pin("me/moved", None, first)
-    assert download.fetch("me/moved").commit == first == download.commit_of("me/moved", None)
+    assert download.fetch("me/moved").commit == first == download.origin_of("me/moved", None).commit
     assert download.fetch("me/moved", "main").commit == hub.head("me/moved")
 
 
@@ -234,7 +235,8 @@ def shards_adapters_and_other_names_of_weights(hub):
     assert (
         download.fetch("me/clip", weights="open_clip_model.safetensors").folder / "open_clip_model.safetensors"
     ).exists()
-    assert download.fetch("mine", repo="me/shards").commit == hub.head("me/shards") == download.commit_of("mine", None)
+    assert download.fetch("mine", repo="me/shards").commit == hub.head("me/shards")
+    assert download.origin_of("mine", None).repo == "me/shards"
 
 
 @fetching
@@ -554,7 +556,7 @@ def a_timm_checkpoint_loads_as_timm_itself_loads_it(hub):
         sources = {"file", "source", "hf_hub_id"}
         facts = [{k: v for k, v in model.pretrained_cfg.items() if k not in sources} for model in (ours, theirs)]
         assert facts[0] == facts[1]
-        assert download.commit_of(name, None) == hub.head("me/net")
+        assert download.origin_of(name, None) == download.Origin("me/net", hub.head("me/net"))
     assert steps(hub).count("info") == 1
     assert not same(load_picture("me/net", pretrained=False), theirs, "classifier")
     theirs = timm.create_model("hf-hub:me/net", pretrained=True, in_chans=1)
@@ -564,7 +566,7 @@ def a_timm_checkpoint_loads_as_timm_itself_loads_it(hub):
     ours = load_picture("test_efficientnet")
     assert same(ours, timm.create_model("test_efficientnet", pretrained=True), "classifier")
     assert ours.pretrained_cfg["tag"] == registered.tag
-    assert download.commit_of("test_efficientnet", None) == hub.head(registered.hf_hub_id)
+    assert download.origin_of("test_efficientnet", None).repo == registered.hf_hub_id
     clip = json.loads((folder / "config.json").read_text())
     clip["pretrained_cfg"]["hf_hub_filename"] = "open_clip_pytorch_model.bin"
     files = {"config.json": json.dumps(clip).encode(), "open_clip_pytorch_model.bin": b"0"}
@@ -627,7 +629,8 @@ def the_commit_is_in_the_record_of_a_run(hub):
     import contextlib
     import io
 
-    from graftkit.cli import find_model
+    from graftkit.classifiers import find_classifier, load_classifier
+    from graftkit.images import ImageConfig
 
     upload(hub, "me/base", make_checkpoint(here(hub, "base"), "bert"))
     path, out = write_csv(hub.folder / "rows.csv", texts(60)), hub.folder / "run"
@@ -639,8 +642,12 @@ def the_commit_is_in_the_record_of_a_run(hub):
     assert record["backbone"]["commit"] == hub.head("me/base")
     assert record["backbone"]["name"] == "me/base"
     upload(hub, "me/mine", out / "model")
-    assert (find_model("me/mine") / "model.safetensors").read_bytes() == (out / "model/model.safetensors").read_bytes()
-    assert refused(find_model, "me/not-mine").startswith("me/not-mine: no such folder here, and not found on the Hub")
+    found = find_classifier("me/mine")
+    assert load_classifier(found, ImageConfig()).architecture == "BertForSequenceClassification"
+    fetched = found.folder / "model.safetensors"
+    assert fetched.read_bytes() == (out / "model/model.safetensors").read_bytes()
+    line = refused(find_classifier, "me/not-mine")
+    assert line.startswith("me/not-mine: no such folder here, and not found on the Hub")
 
 
 if __name__ == "__main__":

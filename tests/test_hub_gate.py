@@ -206,7 +206,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 
 @pytest.fixture(scope="module")
-def judged(train, tmp_path_factory) -> dict[str, list[str]]:
+def judged(train, tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
     """What is found in every faulty folder, and in the folders left as they are: one fresh process for all."""
     place, questions = tmp_path_factory.mktemp("faults"), {}
     for name, words in RUNS.items():
@@ -217,28 +217,34 @@ def judged(train, tmp_path_factory) -> dict[str, list[str]]:
         fault(folder)
         questions[name] = gate.make_question(run, folder)
     answers, _ = gate.ask(list(questions.values()))
-    return {name: gate.judge(q, answer)[0] for (name, q), answer in zip(questions.items(), answers, strict=True)}
+    return {name: found(q, answer) for (name, q), answer in zip(questions.items(), answers, strict=True)}
+
+
+def found(question: gate.Question, answer: dict) -> tuple[list[str], list[str]]:
+    """What the settings say of a folder, and what its answers say."""
+    return gate.changed_settings(question.run["saved"]["settings"], question.folder), gate.judge(question, answer)[0]
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_named(judged, name):
-    assert FAULTS[name][2] in "; ".join(judged[name])
+    settings, answers = judged[name]
+    expected = FAULTS[name][2]
+    assert expected in "; ".join(settings if expected == SETTING else answers)
 
 
-def test_most_faults_show_in_the_answers():
-    behaviour = [name for name, (_, _, words) in FAULTS.items() if words != SETTING]
+def test_most_faults_show_in_the_answers(judged):
     assert len(FAULTS) >= 30
-    assert len(behaviour) >= 25
+    assert len([name for name in FAULTS if judged[name][1]]) >= 25
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_nothing_is_found_in_what_was_saved(judged, name):
-    assert judged[name] == []
+    assert judged[name] == ([], [])
 
 
 def test_what_a_check_says(train):
     run = train("bert")
-    found = gate.verify(run, run / "model")
+    found = gate.verify(run, run / "model")  # by a process of its own
     assert found["rows"] == 19  # all of test
     assert found["max_difference"] < 1e-5
     assert found["padded_batch"]["rows"] == 16
@@ -258,8 +264,11 @@ def test_a_file_that_is_not_the_runs_is_refused(train, tmp_path, change):
         file.unlink()
     else:
         (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"is not the model that the run tested: .*{change}"):
-        gate.verify(train("bert"), folder)
+    run = Path(shutil.copytree(train("bert"), tmp_path / "run", ignore=lambda *_: ["model"]))
+    folder.rename(run / "model")
+    with pytest.raises(UserError, match=f"is not the one that the run tested: .*{change}"):
+        gate.check_files(run, gate.read_record(train("bert")))
+    gate.check_files(train("bert"), gate.read_record(train("bert")))
 
 
 def test_the_sample_has_the_longest_row_and_few_others(train, monkeypatch):
@@ -292,10 +301,12 @@ def test_rows_that_were_not_kept_are_read_from_the_data_again(train, data, tmp_p
         gate.make_question(changed, changed / "model")
 
 
-def test_a_picture_that_plain_libraries_read_otherwise_is_left_out():
+def test_a_picture_that_plain_libraries_read_otherwise_is_drawn_anew():
     import io
 
     from PIL import Image
+
+    from graftkit.pictures import open_picture
 
     def png(picture) -> bytes:
         file = io.BytesIO()
@@ -307,7 +318,16 @@ def test_a_picture_that_plain_libraries_read_otherwise_is_left_out():
     deep = Image.fromarray(rng.integers(0, 65536, (8, 9), dtype=np.uint16))
     clear = plain.convert("RGBA")
     clear.putalpha(100)
-    assert [gate.reads_the_same(png(p), grey=False) for p in (plain, deep, clear)] == [True, False, False]
+    images = {"input_size": [3, 64, 64], "size": [4, 4]}
+    assert gate.as_plain_libraries_read(png(plain), images) == png(plain)
+    for picture in (deep, clear):
+        redrawn = gate.as_plain_libraries_read(png(picture), images)
+        assert redrawn != png(picture)
+        with Image.open(io.BytesIO(redrawn)) as seen:
+            assert seen.convert("RGB").tobytes() == open_picture(png(picture)).tobytes()
+    long = plain.resize((50, 2))
+    with Image.open(io.BytesIO(gate.as_plain_libraries_read(png(long), images))) as seen:
+        assert seen.size == (8, 2)
 
 
 STRATEGIES = {
@@ -327,6 +347,7 @@ def test_no_alarm_in_fifty_clean_runs(train):
     runs = [train(kind, *words) for kind, words in cases]
     questions = [gate.make_question(run, run / "model") for run in runs]
     answers, _ = gate.ask(questions)
-    alarms = {run.name: gate.judge(q, a)[0] for run, q, a in zip(runs, questions, answers, strict=True)}
-    assert {name: found for name, found in alarms.items() if found} == {}
-    assert not any(found for question in questions for found in gate.changed_files(question))
+    alarms = {run.name: found(q, a) for run, q, a in zip(runs, questions, answers, strict=True)}
+    assert {name: said for name, said in alarms.items() if said != ([], [])} == {}
+    for run in runs:
+        gate.check_files(run, gate.read_record(run))

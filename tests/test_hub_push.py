@@ -16,8 +16,10 @@ from conftest import run_recipe
 from hub_server import Hub
 
 from graftkit import cli
+from graftkit.errors import UserError
 from graftkit.fingerprint import file_hashes
 from graftkit.hub import cargo, gate
+from graftkit.report.markdown import escape
 
 TRAIN = ("--train.epochs", 4, "--train.lr", 5e-3, "--train.head_lr", 5e-3, "--run.precision", "fp32")
 
@@ -39,7 +41,8 @@ def once(monkeypatch) -> None:
     """The fresh process is asked once about the same files: it takes seconds, and `test_hub_gate` is about it."""
 
     def verify(folder: Path, place: Path, *words, **options) -> dict:
-        key = json.dumps([file_hashes(place), file_hashes(folder), options], default=str)
+        hashes = {name: sha256 for name, sha256 in file_hashes(folder).items() if not name.startswith(".")}
+        key = json.dumps([file_hashes(place), hashes, words, options], default=str)
         if key not in VERIFIED:
             VERIFIED[key] = gate_verify(folder, place, *words, **options)
         return VERIFIED[key]
@@ -102,13 +105,15 @@ def test_nothing_of_the_data_and_of_this_machine_leaves(hub, runs, tmp_path, cap
     graft(capsys, "push", runs["text"], "me/bare")
     graft(capsys, "push", runs["text"], "me/rows", "--hub.with_rows")
     texts = [row["text"] for row in rows(runs["text"])]
-    for name, with_rows in (("me/bare", False), ("me/rows", True)):
+    graft(capsys, "push", runs["pictures"], "me/seen")
+    assert not [path for path in hub.files("me/seen") if path.startswith(("run/rows", "run/report/"))]
+    for name, with_rows in (("me/bare", False), ("me/rows", True), ("me/seen", False)):
         files = hub.files(name)
-        shown = "\n".join(
-            content.decode() for path, content in files.items() if path.endswith((".md", ".json", ".yaml"))
-        )
+        shown = "\n".join(content.decode() for path, content in files.items() if path.endswith(cargo.TEXTS))
+        if name == "me/seen":
+            texts = [Path(row["path"]).name for row in rows(runs["pictures"])]
         assert str(tmp_path.parent) not in shown
-        assert not [path for path in cargo.PATH.findall(shown) if cargo._is_local(path)]
+        assert not [path for path in cargo.PATH.findall(shown) if cargo.is_local(path)]
         assert any(text in shown for text in texts) is with_rows
         assert ("run/rows-test.parquet" in files) is with_rows
         assert (cargo.LEFT_OUT in shown) is not with_rows
@@ -135,7 +140,7 @@ print(json.dumps([dict(zip(model.pretrained_cfg["label_names"], chances)), {{a["
             assert chance == pytest.approx(truth[f"probability:{label}"], abs=1e-4)
 
 
-def test_an_adapter_needs_a_base_that_others_have(hub, runs, checkpoint, tmp_path, capsys):
+def test_an_adapter_needs_a_base_that_others_have(hub, runs, checkpoint, data, tmp_path, capsys):
     said = graft(capsys, "push", runs["adapter"], "me/adapter", code=2)
     assert "--hub.base_id to its id on the Hub, or --hub.merge" in said
     files = {path.name: path.read_bytes() for path in checkpoint("bert").iterdir()}
@@ -151,13 +156,31 @@ def test_an_adapter_needs_a_base_that_others_have(hub, runs, checkpoint, tmp_pat
     answer = eval(python(hub, tmp_path, snippet(hub.files("me/adapter")["README.md"]).replace("a text", text)))
     for label, chance in answer.items():
         assert chance == pytest.approx(table(runs["adapter"])[0][f"probability:{label}"], abs=1e-4)
+    graft(capsys, "pull", "me/adapter", "--out", tmp_path / "pulled")
+    assert "nothing changed since" in graft(capsys, "push", tmp_path / "pulled", "me/adapter", "--data.path", data)
 
 
-def test_a_merged_adapter_is_a_plain_model(hub, runs, tmp_path, capsys):
+def test_a_base_that_answers_otherwise_is_found(hub, runs, checkpoint, capsys):
+    """The same weights under another setting: what is pushed is asked, with its base from the Hub."""
+    files = {path.name: path.read_bytes() for path in checkpoint("bert").iterdir()}
+    config = json.loads(files["config.json"]) | {"layer_norm_eps": 0.5}
+    hub.add("you/eps", files | {"config.json": json.dumps(config).encode()})
+    said = graft(capsys, "push", runs["adapter"], "me/eps", "--hub.base_id", "you/eps", code=2)
+    assert "does not answer as its table says: other probabilities" in said
+    assert "me/eps" not in hub.repos
+
+
+def test_a_merged_adapter_is_a_plain_model(hub, runs, data, tmp_path, capsys):
     graft(capsys, "push", runs["adapter"], "me/merged", "--hub.merge")
     files = hub.files("me/merged")
     assert "adapter_config.json" not in files
-    assert "pipeline" in snippet(files["README.md"])
+    text = rows(runs["adapter"])[0]["text"]
+    answer = eval(python(hub, tmp_path, snippet(files["README.md"]).replace("a text", text)))[0]
+    for entry in answer:
+        assert entry["score"] == pytest.approx(table(runs["adapter"])[0][f"probability:{entry['label']}"], abs=1e-4)
+    graft(capsys, "pull", "me/merged", "--out", tmp_path / "pulled")
+    graft(capsys, "push", tmp_path / "pulled", "me/merged-again", "--data.path", data)
+    assert "pipeline" in snippet(hub.files("me/merged-again")["README.md"])
 
 
 def test_a_model_that_is_not_the_runs_is_not_pushed(hub, runs, tmp_path, capsys):
@@ -165,7 +188,7 @@ def test_a_model_that_is_not_the_runs_is_not_pushed(hub, runs, tmp_path, capsys)
     config = run / "model" / "config.json"
     config.write_text(config.read_text().replace('"gelu"', '"relu"'))
     said = graft(capsys, "push", run, "me/broken", code=2)
-    assert "is not the model that the run tested: config.json changed" in said
+    assert "is not the one that the run tested: config.json: hidden_act: 'gelu' -> 'relu'" in said
     assert "The run is whole in" in said
     assert "me/broken" not in hub.repos
 
@@ -188,10 +211,14 @@ def test_a_pulled_run_is_a_run(hub, runs, data, tmp_path, capsys):
         runs["text"] / "model" / "model.safetensors"
     ).read_bytes()
     (tmp_path / "new.txt").write_text("a saw\n")
-    assert "saw" not in graft(capsys, "predict", out, tmp_path / "new.txt")
+    ask = ("predict", tmp_path / "new.txt")
+    assert graft(capsys, ask[0], out, ask[1]) == graft(capsys, ask[0], runs["text"], ask[1]) != ""
     assert "is not empty" in graft(capsys, "pull", "me/round", "--out", out, code=2)
     said = graft(capsys, "push", out, "me/round", code=2)
     assert "Set --data.path to where they lie" in said
+    head = hub.head("me/round")
+    assert "nothing changed since" in graft(capsys, "push", out, "me/round", "--data.path", data)
+    assert hub.head("me/round") == head
     graft(capsys, "push", out, "me/other-round", "--data.path", data)
     assert hub.files("me/other-round")["model.safetensors"] == hub.files("me/round")["model.safetensors"]
 
@@ -236,6 +263,48 @@ def test_the_way_to_try_again_is_the_same_push(hub, runs, capsys):
     assert "me/x" not in hub.repos
 
 
+KEPT = ["https://example.org/home/page", "and/or", "/m/02xyz/1", "../data/x.csv", "3/4 of 5/6"]
+
+
+def test_paths_are_taken_out_and_nothing_else(tmp_path):
+    run = {
+        "data": {"path": "/srv/my data/reviews.csv", "sources": {}},
+        "backbone": {"name": "local-dir:/home/ana/ckpt"},
+    }
+    free = cargo.path_remover(tmp_path, run | {"root_folders": ["gpfs"]})
+    given = "--data.path '/srv/my data/reviews.csv' --x local-dir:/home/ana/ckpt"
+    assert free(given) == "--data.path 'reviews.csv' --x ckpt"
+    assert free("~/a/b ~ana/a/c C:\\Users\\ana\\d /gpfs/ana/e") == "b c d e"
+    assert [free(text) for text in KEPT] == KEPT
+    for text in ("local-dir:/home/ana/x", "see /gpfs/ana/e", "file:/root/x"):
+        with pytest.raises(UserError, match="holds a path of a machine"):
+            cargo.inspect_text("it", text, roots=["gpfs"])
+    for text in KEPT:
+        cargo.inspect_text("it", text)
+
+
+def test_labels_are_what_they_are():
+    labels = ["/home/garden/tools", "support@example.com", "*a|b*@example.com"]
+    cargo.inspect_text("it", " | ".join([*labels, *map(escape, labels)]), labels)
+    with pytest.raises(UserError, match=r"an e-mail address \(Ana@EXAMPLE.org\)"):
+        cargo.inspect_text("it", "support@example.com, Ana@EXAMPLE.org, icon@2x.png", labels)
+    cargo.inspect_text("it", "icon@2x.png")
+
+
+def test_the_token_in_use_is_found(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a-token-of-no-known-form")
+    with pytest.raises(UserError, match="holds your token"):
+        cargo.inspect_secrets("it", "x a-token-of-no-known-form x")
+
+
+def test_files_that_may_run_code_do_not_leave(tmp_path):
+    for name in ("model.bin", "modeling.py", "notes"):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(UserError, match=f"{name} is of a kind that is not pushed"):
+            cargo.inspect(tmp_path, [], [], "", with_rows=False)
+        (tmp_path / name).unlink()
+
+
 def test_a_run_that_did_not_finish_is_not_pushed(hub, runs, tmp_path, capsys):
     run = Path(shutil.copytree(runs["text"], tmp_path / "run"))
     shutil.rmtree(run / "model")
@@ -243,8 +312,6 @@ def test_a_run_that_did_not_finish_is_not_pushed(hub, runs, tmp_path, capsys):
 
 
 def test_a_token_that_may_only_read_is_found_before_training(hub, tmp_path, checkpoint, data, monkeypatch):
-    from graftkit.errors import UserError
-
     monkeypatch.setenv("HF_TOKEN", "hf_read_me")
     words = ("--backbone.name", checkpoint("bert"), "--data.path", data, "--run.out", tmp_path / "run")
     with pytest.raises(UserError, match="may only read"):

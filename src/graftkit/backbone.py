@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.config import AtLeastOne
-from graftkit.download import commit_of, fetch
+from graftkit.download import fetch, origin_of
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def load_model(config: BackboneConfig, auto_class: str, **settings: Any) -> tupl
     import transformers
     from safetensors import SafetensorError
 
-    folder, commit = resolve(config.name, config.revision), commit_of(config.name, config.revision)
+    folder, origin = resolve(config.name, config.revision), origin_of(config.name, config.revision)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             folder,
@@ -91,9 +91,9 @@ def load_model(config: BackboneConfig, auto_class: str, **settings: Any) -> tupl
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--backbone.name {config.name}: {explain(error, folder)}") from error
-    if commit is not None:  # PEFT writes these into an adapter, in place of a folder that only this machine has
-        model.name_or_path = model.config.name_or_path = config.name
-        model.config._commit_hash = commit
+    if origin is not None:  # PEFT writes these into an adapter, in place of a folder that only this machine has
+        model.name_or_path = model.config.name_or_path = origin.repo
+        model.config._commit_hash = origin.commit
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in info["mismatched_keys"]}
     new = (set(info["missing_keys"]) | mismatched) & {name for name, _ in model.named_parameters()}
     return model, new

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,21 +31,33 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A classifier by its settings; its weights are not read yet."""
+class Located:
+    """A classifier by its files, of which only small ones are read yet, and no library is loaded."""
 
     name: str  # as the user named it
     revision: str | None
     folder: Path
     commit: str | None  # of the Hub; None for a folder
     kind: str  # one of TEXTS or PICTURES
-    labels: list[str]  # the model's own, in its order
-    run: dict[str, Any] = field(default_factory=dict)  # the record of the run that made it, where that lies beside it
+    settings: dict[str, Any]  # its config.json, or adapter_config.json
+    run: dict[str, Any]  # the record of the run that made it, where that lies beside it
 
     @property
     def reads_texts(self) -> bool:
         """Whether its rows are texts, and not pictures."""
         return self.kind in TEXTS
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """What its run read, by role; empty where that is not known."""
+        return (self.run.get("data") or {}).get("columns") or {}
+
+
+@dataclass(frozen=True)
+class Found(Located):
+    """A classifier by its settings; its weights are not read yet."""
+
+    labels: list[str]  # the model's own, in its order
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,11 @@ def find_classifier(name: str, revision: str | None = None) -> Found:
 
     Raises UserError where there is none, or where it does not name its labels.
     """
+    return read_labels(locate(name, revision))
+
+
+def locate(name: str, revision: str | None = None) -> Located:
+    """The first half of `find_classifier`, which takes no time."""
     folder, commit = Path(name).expanduser(), None
     if not folder.exists():
         fetched = fetch(name, revision, flag="", weights=None)
@@ -78,12 +95,17 @@ def find_classifier(name: str, revision: str | None = None) -> Found:
     if file is None:
         raise UserError(f"{name} holds neither a run nor a model (no model/, {CONFIG} or {ADAPTER})")
     settings = _read(name, file)
-    kind = _kind(name, file, settings)
-    labels = [str(label) for label in LABELS_OF[kind](name, file.parent, settings)]
-    _check_labels(name, labels)
     record = file.parent.parent / "run.json"
     run = _read(name, record) if file.parent.name == "model" and record.exists() else {}
-    return Found(name, revision, file.parent, commit, kind, labels, run)
+    return Located(name, revision, file.parent, commit, _kind(name, file, settings), settings, run)
+
+
+def read_labels(located: Located) -> Found:
+    """The second half of `find_classifier`: transformers reads what it wrote, which takes seconds to import."""
+    read = LABELS_OF[located.kind]
+    labels = [str(label) for label in read(located.name, located.folder, located.settings)]
+    _check_labels(located.name, labels)
+    return Found(**vars(located), labels=labels)
 
 
 def load_classifier(found: Found, image: ImageConfig, processes: int = 1) -> Classifier:
@@ -217,7 +239,7 @@ def _load_adapter(found: Found) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """An adapter on its base, which is loaded as transformers does, and from safetensors alone."""
     from safetensors import SafetensorError, safe_open
 
-    weights, settings = found.folder / ADAPTER_WEIGHTS, _read(found.name, found.folder / ADAPTER)
+    weights = found.folder / ADAPTER_WEIGHTS
     if not weights.exists():
         raise UserError(f"{found.name} cannot be loaded: no {ADAPTER_WEIGHTS} (a pickle, .bin, is never read)")
     try:
@@ -225,7 +247,7 @@ def _load_adapter(found: Found) -> tuple[nn.Module, PreTrainedTokenizerBase]:
             held = set(file.keys())
     except (SafetensorError, OSError) as error:
         raise UserError(f"{found.name} cannot be loaded: {ADAPTER_WEIGHTS}: {first_line(error)}") from error
-    base, names = _base_of(found.name, settings), dict(enumerate(found.labels))
+    base, names = _base_of(found.name, found.settings), dict(enumerate(found.labels))
     named = {"num_labels": len(names), "id2label": names, "label2id": {label: i for i, label in names.items()}}
     model, lacking = _from_transformers(
         found.name, base, TextClassification.auto_class, ignore_mismatched_sizes=True, **named

@@ -36,8 +36,17 @@ class Fetched:
     commit: str | None  # the Hub's commit that a name and revision resolved to; None for a folder
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a name and revision stood for on the Hub."""
+
+    repo: str  # its id there, which for timm's names is another than the user's
+    commit: str
+
+
 _pins: dict[tuple[str, str | None], str] = {}  # what names and revisions shall stand for
-_commits: dict[tuple[str, str | None], str] = {}  # what names and revisions stood for when first asked
+_commits: dict[tuple[str, str | None], str] = {}  # what ids and revisions stood for when first asked
+_origins: dict[tuple[str, str | None], Origin] = {}  # the same of the user's names
 
 
 def fetch(
@@ -62,7 +71,7 @@ def fetch(
             fetched = _fetch(shown, repo, _pins.get((name, revision), revision), weights)
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{shown}: {_explain(_cause(error), repo, revision)}") from error
-    _commits[name, revision] = fetched.commit
+    _origins[name, revision] = Origin(repo, fetched.commit)
     return fetched
 
 
@@ -71,9 +80,9 @@ def pin(name: str, revision: str | None, commit: str) -> None:
     _pins[name, revision] = commit
 
 
-def commit_of(name: str, revision: str | None) -> str | None:
-    """The commit that this process fetched for a user's name and revision; None for a folder."""
-    return _commits.get((name, revision))
+def origin_of(name: str, revision: str | None) -> Origin | None:
+    """What this process fetched for a user's name and revision; None for a folder."""
+    return _origins.get((name, revision))
 
 
 @cache

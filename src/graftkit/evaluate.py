@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from graftkit.batches import fixed_batches
@@ -35,10 +36,22 @@ def predict_rows(
         for buffer in plain.buffers():  # batch norm's statistics: each process has seen its own rows
             broadcast(buffer)
     found: list[tuple[int, Record]] = []
-    with torch.no_grad():
+    with torch.no_grad(), _full_precision():
         for indices, batch in zip(mine, load_batches(task, rows, mine, None), strict=True):
             with explain_memory(indices, lengths, len(indices), training=False):
                 records = task.predict(plain, batch.to(accelerator.device))
             found += zip((int(i) for i in indices), records, strict=True)
     everywhere = gather_object(found)
     return [record for _, record in sorted(everywhere, key=lambda entry: entry[0])]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 in convolutions, which a GPU uses by default: numbers must be those of another machine."""
+    import torch
+
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

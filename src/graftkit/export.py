@@ -28,6 +28,7 @@ def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBas
     Safetensors, the tokenizer, and for an adapter `labels.json` with what PEFT does not store.
     """
     model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks to fill in
     tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json would keep the last call's
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
@@ -39,6 +40,7 @@ def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBas
 def save_adapter(folder: Path, model: nn.Module) -> None:
     """Write an adapter by itself, in PEFT's format."""
     model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def load_saved(folder: Path, auto_class: str) -> nn.Module:
@@ -52,7 +54,9 @@ def load_saved(folder: Path, auto_class: str) -> nn.Module:
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
         settings = adapter_settings(folder)
         padding = settings.pop("pad_token_id")
-        model = auto.from_pretrained(folder, dtype=torch.float32, ignore_mismatched_sizes=True, **settings).eval()
+        model = auto.from_pretrained(
+            folder, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **settings
+        ).eval()
         model.config.pad_token_id = padding  # not before: PEFT adds the row of a new token after loading the base
         return model
     return getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()

@@ -132,7 +132,7 @@ class Preprocessing:
 
     def evaluate(self, picture: Image) -> Tensor:
         """What evaluation sees: (channels, height, width) uint8."""
-        picture = _middle(picture, min(self.size))
+        picture = middle(picture, min(self.size))
         if self.processor is None:
             return self._timm_transform(picture)
         return _process(self.processor, picture, raw=True)[: self.channels]
@@ -298,7 +298,7 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _middle(picture: Image, most: int) -> Image:
+def middle(picture: Image, most: int) -> Image:
     """The picture, of one more than `most` times as long as wide the middle: a transform would make gigabytes of a
     line of pixels, or nothing."""
     longest = most * min(picture.size)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
-from graftkit.download import commit_of, pin
+from graftkit.download import origin_of, pin
 from graftkit.errors import UserError
 from graftkit.machine import (
     cache_folder,
@@ -92,6 +92,7 @@ class Run:
             "versions": versions(),
             "git_commit": git_commit(),
             "hardware": hardware(),
+            "root_folders": sorted(path.name for path in Path(Path.cwd().anchor).iterdir()),  # to know a path of here
             "seed": self.seed,
             "notes": [],
             "warnings": [],
@@ -200,8 +201,9 @@ class Run:
         """Say what trains, of how much."""
         facts = adapted.facts(config.adapt.strategy)
         share = facts["trained_parameters"] / facts["total_parameters"]
-        commit = commit_of(config.backbone.name, config.backbone.revision)
-        more = {"architecture": adapted.architecture, "commit": commit}
+        origin = origin_of(config.backbone.name, config.backbone.revision)
+        hub = {"hub_id": origin and origin.repo, "commit": origin and origin.commit}
+        more = {"architecture": adapted.architecture, **hub}
         self.record |= {"adapt": facts, "backbone": self.config["backbone"] | more}
         self.say(
             f"{facts['description']}: {facts['trained_parameters']:,} of {facts['total_parameters']:,} "

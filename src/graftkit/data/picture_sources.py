@@ -121,8 +121,9 @@ def _read_classes(folder: Path, where: str) -> Table:
     labels = [file.partition("/")[0] if "/" in file else None for file in pictures]
     features = Features({"image": Value("string"), "label": Value("string")})
     skipped = [file for file in files if not _is_picture(file)]
-    more = ", ..." if len(skipped) > SHOWN else ""
-    note = f"{where}: skipped {len(skipped):,} that are no pictures by their names: {', '.join(skipped[:SHOWN])}{more}"
+    kinds = sorted({Path(file).suffix or "no suffix" for file in skipped})
+    more = ", ..." if len(kinds) > SHOWN else ""
+    note = f"{where}: skipped {len(skipped):,} that are no pictures by their names: {', '.join(kinds[:SHOWN])}{more}"
     return Table(
         where,
         Dataset.from_dict({"image": pictures, "label": labels}, features),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ def find_base(
     """
     adapter = (folder / "model" / ADAPTER).exists() and not config.merge
     relation = "adapter" if adapter else "finetune"
-    id, commit = _id_of(run), run["backbone"].get("commit")
+    backbone = run["backbone"]
+    started = backbone.get("pretrained", True)  # from its weights, not from random ones
+    id, commit = (backbone.get("hub_id"), backbone.get("commit")) if started else (None, None)
     if config.base_id is not None:
-        weights = _weights(folder, config.base_id)
+        if not started:
+            raise UserError("--hub.base_id: this run started from random weights; leave it out")
+        weights = _weights(folder, run, config.base_id)
         commit = check_files(config.base_id, weights, "--hub.base_id", say)
         id = config.base_id
     if adapter and id is None:
         raise UserError(
-            f"the base of this adapter is the folder {run['backbone']['name']}, which only this machine has: set "
+            f"the base of this adapter is the folder {backbone['name']}, which only this machine has: set "
             "--hub.base_id to its id on the Hub, or --hub.merge to push a plain model"
         )
     if id is None:
@@ -44,18 +49,13 @@ def find_base(
     return Base(id, licence, [languages] if isinstance(languages, str) else list(languages), relation), commit
 
 
-def _id_of(run: Mapping[str, Any]) -> str | None:
-    """The base's id on the Hub; None where it came from a folder, or nothing of it was used."""
-    backbone = run["backbone"]
-    if backbone.get("commit") is None or not backbone.get("pretrained", True):
-        return None
-    name = backbone["name"].removeprefix("hf-hub:")
-    return name if "/" in name else f"timm/{name}"
-
-
-def _weights(folder: Path, base_id: str) -> dict[str, Path]:
+def _weights(folder: Path, run: Mapping[str, Any], base_id: str) -> dict[str, Path]:
     """The files of the base's weights here, by name. UserError where its folder is gone."""
     name = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["backbone"]["name"]
+    if name == "demo" and run["task"] == "image-classification":
+        raise UserError(
+            f"--hub.base_id {base_id}: the base of this run was made here, and is nobody else's; leave it out"
+        )
     place = resolve(name.removeprefix("local-dir:"))
     found = {path.name: path for path in sorted(place.glob("*.safetensors"))}
     if not found:
@@ -65,8 +65,6 @@ def _weights(folder: Path, base_id: str) -> dict[str, Path]:
 
 def _license_of_timm(folder: Path) -> str | None:
     """What timm says of the weights that it knows."""
-    import json
-
     path = folder / "model" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return (config.get("pretrained_cfg") or {}).get("license")

@@ -51,7 +51,7 @@ class Base:
     id: str | None  # on the Hub; None where it came from a folder or from random weights
     license: str | None = None
     languages: list[str] = field(default_factory=list)
-    relation: Literal["finetune", "adapter", "quantized"] = "finetune"
+    relation: Literal["finetune", "adapter"] = "finetune"
 
 
 def read_notes(path: str) -> str:

@@ -27,7 +27,7 @@ from graftkit.report.sections import NOUNS, look
 MOST_CLASSES = 20  # a table of more is cut to the SHOWN that a reader should know of
 SHOWN = 10
 REPORT = "[run/report.md](run/report.md)"
-RELATIONS = {"finetune": "A fine-tune of", "adapter": "An adapter for", "quantized": "A quantized version of"}
+RELATIONS = {"finetune": "A fine-tune of", "adapter": "An adapter for"}
 PACKAGES = {"transformers": "torch transformers", "timm": "timm torch transformers", "peft": "peft torch transformers"}
 
 
@@ -145,19 +145,11 @@ def training(run: Mapping[str, Any]) -> str:
         "Hardware": escape(", ".join(part for part in machine if part)) if hardware else None,
         "Precision": escape(str(run["precision"])) if run.get("precision") else None,
         "Time": f"{duration(seconds['total'])} in all" if seconds.get("total") else None,
-        "Energy": _energy(run["energy"]) if run.get("energy") else None,
     }
     if facts["Time"] and seconds.get("train"):
         facts["Time"] += f", of which {duration(seconds['train'])} for training"
     lines = bullets(f"{name}: {fact}" for name, fact in facts.items() if fact)
     return f"{sections.model(run)}\n{lines}\n\nAll settings: {REPORT}"
-
-
-def _energy(energy: Any) -> str:
-    """What the record says of it, by its names: the hardware decides what can be told."""
-    if isinstance(energy, Mapping):
-        return ", ".join(f"{escape(str(name))} {_energy(value)}" for name, value in energy.items() if value is not None)
-    return f"{energy:,.4g}" if isinstance(energy, float) else escape(str(energy))
 
 
 def scores(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -225,9 +217,12 @@ def verification(run: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     ]
     if beyond is not None:
         facts.append(f"A text longer than it reads: the largest difference is {beyond['max_difference']:.2g}")
-    if found["skipped"]:
-        others = plural(found["skipped"], "more row was", "more rows were")
-        facts.append(f"{others} left out, since plain libraries read such files in another way")
+    if found["redrawn"]:
+        others = plural(found["redrawn"], "of these pictures was", "of these pictures were")
+        facts.append(
+            f"{others} given as graftkit reads them, since plain libraries read such files (of 16 bits, transparent, "
+            "or very long) in another way"
+        )
     versions = ", ".join(f"{escape(name)} {escape(str(version))}" for name, version in found["versions"].items())
     intro = (
         f"Before these files were pushed, a new process without graftkit loaded them as anyone would ({versions}) and "

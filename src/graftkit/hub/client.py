@@ -56,6 +56,10 @@ class Sent:
     """all of it was there already, and no commit was made"""
 
 
+class Arrived(UserError):
+    """The commit is made, and something after it failed."""
+
+
 @dataclass(frozen=True)
 class Mishap:
     """What went wrong with a call, in words, and whether there is hope."""
@@ -120,9 +124,12 @@ def send(folder: Path, config: HubConfig, remote: Remote, title: str, say: Calla
         if changed or stale:
             mark = _mark(parent, hashes, stale)
             sent = _commit(talk, config, _operations(folder, changed, stale), parent, config.message or title, mark)
-        _compare(talk, hashes, sent.commit)
-        if config.tag:
-            _tag(talk, config.tag, sent.commit)
+        try:
+            _compare(talk, hashes, sent.commit)
+            if config.tag:
+                _tag(talk, config.tag, sent.commit)
+        except UserError as error:
+            raise Arrived(str(error)) from error
     return sent
 
 

@@ -29,6 +29,7 @@ from graftkit.text import join_rows
 
 ROWS = 64  # of test that are asked
 TOLERANCE = 1e-4  # between two probabilities of one label
+NEEDED = ("metrics.json", "log.jsonl", "predictions-dev.parquet", "predictions-test.parquet", "model")
 MINUTES = 30  # for all folders that one process is asked about
 OF_A_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of torchrun's
 SHOWN = 4  # differences that an error names
@@ -45,22 +46,28 @@ class Question:
     asked: list[Any]  # the same rows' contents
     batch: list[int]  # of these, the ones that are asked together, padded
     overlong: list[str] | None  # a text, or a pair, that has to be cut
-    skipped: int  # rows that plain libraries read in another way
+    redrawn: int  # pictures that plain libraries read in another way, and are given as graftkit reads them
 
 
-def verify(folder: Path, model: Path, data_path: str | None = None, *, same_files: bool = True) -> dict[str, Any]:
-    """Check a run's model, or a copy of it; returns what verification.json says. UserError that names what differs.
+def verify(folder: Path, model: Path, data_path: str | None = None) -> dict[str, Any]:
+    """Let a fresh process answer for a copy of a run's model; returns what verification.json says.
 
-    `same_files`: whether it must also be the files that the run saved, which a merged adapter is not.
+    Raises UserError that names what differs.
     """
     question = make_question(folder, model, data_path)
-    findings = changed_files(question) if same_files else []
-    if not findings:
-        (answer,), versions = ask([question])
-        findings, facts = judge(question, answer, same_settings=same_files)
+    (answer,), versions = ask([question])
+    findings, facts = judge(question, answer)
     if findings:
-        raise UserError(f"{question.folder} is not the model that the run tested: {shorten(findings)}")
+        raise UserError(f"the model of {folder} does not answer as its table says: {shorten(findings)}")
     return facts | {"versions": versions}
+
+
+def check_files(folder: Path, run: Mapping[str, Any]) -> None:
+    """Raise UserError where a run's model is not, byte for byte, what the run saved; it names what changed."""
+    model, saved = folder / "model", run["saved"]
+    findings = changed_settings(saved["settings"], model) + changed_files(saved["files"], model)
+    if findings:
+        raise UserError(f"the model of {folder} is not the one that the run tested: {shorten(findings)}")
 
 
 def shorten(findings: Sequence[str]) -> str:
@@ -77,34 +84,37 @@ def make_question(folder: Path, model: Path, data_path: str | None = None) -> Qu
     run = read_record(folder)
     labels, records = read_predictions(folder, "test")
     known = rows.rows_of_test(folder, run, data_path)
-    grey = run["task"] == "image-classification" and run["images"]["input_size"][0] == 1
     sizes = [rows.size(run, row) for row in known]
     order = dict.fromkeys([int(np.argmax(sizes)), *np.linspace(0, len(known) - 1, min(ROWS, len(known))).astype(int)])
-    places, asked = [], []
-    for place in order:
-        content = rows.content(run, known[place])
-        if isinstance(content, list) or reads_the_same(content, grey=grey):
-            places.append(int(place))
-            asked.append(content)
-    if not asked:
-        raise UserError(f"{folder}: plain libraries read none of its test pictures as graftkit does; nothing to check")
-    by_length = sorted(range(len(asked)), key=lambda i: len(str(asked[i])))
+    places = [int(place) for place in order]
+    asked, redrawn = [rows.content(run, known[place]) for place in places], 0
+    if run["task"] == "image-classification":
+        plain = [as_plain_libraries_read(content, run["images"]) for content in asked]
+        redrawn = sum(one is not other for one, other in zip(plain, asked, strict=True))
+        asked = plain
+    by_length = sorted(range(len(asked)), key=lambda i: sizes[places[i]])
     batch = sorted({*by_length[: witness.BATCH // 2], *by_length[-witness.BATCH // 2 :]})
-    return Question(
-        model, run, labels, [records[i] for i in places], asked, batch, _overlong(run, known), len(order) - len(asked)
-    )
+    return Question(model, run, labels, [records[i] for i in places], asked, batch, _overlong(run, known), redrawn)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a finished run. UserError where there is none, or the run did not finish."""
     if not (folder / "config.yaml").exists() or not (folder / "run.json").exists():
         raise UserError(f"{folder} is no run's folder (no run.json); give the --run.out of a recipe")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if run["recipe"] == "evaluate":
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        recipe, finished = run["recipe"], "saved" in run
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'run.json'} is no record of a run; run it again") from error
+    if recipe == "evaluate":
         raise UserError(f"{folder} is what graft evaluate found of a model, and holds none; give the run of a recipe")
-    if not (folder / "metrics.json").exists() or not (folder / "model").is_dir():
-        raise UserError(f"{folder}: this run did not finish; go on with its command, --run.out {folder} --run.resume")
-    if "saved" not in run:
+    missing = [name for name in NEEDED if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f"{folder}: this run did not finish (no {missing[0]}); go on with its command, --run.out {folder} "
+            "--run.resume"
+        )
+    if not finished:
         raise UserError(f"{folder} is a run of an older graftkit, which kept no record of what it saved; run it again")
     return run
 
@@ -117,16 +127,25 @@ def _overlong(run: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> lis
     return [row[name] for name in ("text", "text_pair") if name in row]
 
 
-def reads_the_same(content: bytes, *, grey: bool) -> bool:
-    """Whether plain Pillow makes the same pixels of a file: not of 16 bits, nor of what is transparent."""
+def as_plain_libraries_read(content: bytes, images: Mapping[str, Any]) -> bytes:
+    """A picture's file; where plain Pillow makes other pixels of it, a PNG of those that graftkit reads.
+
+    That is so of 16 bits, of what is transparent, and of what is cut since it is very long.
+    """
     from PIL import Image, ImageOps
 
+    from graftkit.images import middle
     from graftkit.pictures import open_picture
 
+    channels = images["input_size"][0]
     with Image.open(io.BytesIO(content)) as picture:
-        plain = ImageOps.exif_transpose(picture).convert("L" if grey else "RGB")
-    ours = open_picture(content, 1 if grey else 3)
-    return ours.size == plain.size and ours.tobytes() == plain.tobytes()
+        plain = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
+    ours = middle(open_picture(content, channels), min(images["size"]))
+    if ours.size == plain.size and ours.tobytes() == plain.tobytes():
+        return content
+    file = io.BytesIO()
+    ours.save(file, "PNG")
+    return file.getvalue()
 
 
 # the answer
@@ -139,6 +158,7 @@ def ask(questions: Sequence[Question]) -> tuple[list[dict[str, Any]], dict[str, 
         asked.write_text(json.dumps([_as_json(question, Path(place), i) for i, question in enumerate(questions)]))
         command = [sys.executable, "-P", witness.__file__, str(asked), str(answers)]
         alone = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
+        alone["CUDA_VISIBLE_DEVICES"] = ""  # the same arithmetic for all libraries
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=60 * MINUTES, cwd=place, env=alone, check=False
@@ -177,35 +197,32 @@ def _as_json(question: Question, place: Path, number: int) -> dict[str, Any]:
 # the judgement
 
 
-def changed_files(question: Question) -> list[str]:
-    """Files of the folder that are not, byte for byte, what the run saved."""
-    before, now = question.run["saved"]["files"], file_hashes(question.folder)
+def changed_files(before: Mapping[str, str], folder: Path) -> list[str]:
+    """Files of a folder that are not, byte for byte, what the run saved."""
+    now = file_hashes(folder)
     lost = [f"{name} is missing" for name in before if name not in now]
     new = [f"{name} was not saved by the run" for name in now if name not in before]
     return lost + new + [f"{name} changed" for name in before if name in now and before[name] != now[name]]
 
 
-def changed_settings(question: Question) -> list[str]:
-    """Settings in the folder's files that are not what the run saved."""
+def changed_settings(before: Mapping[str, Any], folder: Path) -> list[str]:
+    """Settings in a folder's files that are not what the run saved."""
     try:
-        return changes(question.run["saved"]["settings"], settings(question.folder))
+        return changes(dict(before), settings(folder))
     except ValueError as error:
         return [f"a file of settings is no JSON ({error})"]
 
 
-def judge(
-    question: Question, answer: Mapping[str, Any], *, same_settings: bool = True
-) -> tuple[list[str], dict[str, Any]]:
-    """What differs between an answer and the run's record, one line each; and the figures for verification.json."""
-    findings = changed_settings(question) if same_settings else []
+def judge(question: Question, answer: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """What differs between an answer and the run's table, one line each; and the figures for verification.json."""
     if "error" in answer:
-        return [*findings, f"it does not load ({answer['error']})"], {}
+        return [f"it does not load ({answer['error']})"], {}
     truth = [dict(zip(question.labels, map(float, r["probabilities"]), strict=True)) for r in question.records]
     found, facts = _compare("alone", truth, answer["alone"])
     together = [truth[i] for i in question.batch]
     found_together, facts_together = _compare("padded", together, answer["batch"])
-    findings += found + found_together
-    figures = {"rows": len(truth), "skipped": question.skipped, "max_difference": facts}
+    findings = found + found_together
+    figures = {"rows": len(truth), "redrawn": question.redrawn, "max_difference": facts}
     figures |= {"padded_batch": {"rows": len(together), "max_difference": facts_together}, "beyond_max_length": None}
     if "timm" in answer:
         findings += _compare("through timm", truth + together, answer["timm"])[0]

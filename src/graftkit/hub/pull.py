@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.errors import UserError
-from graftkit.hub import cargo
+from graftkit.hub import cargo, gate
 from graftkit.hub.reading import bring
 
 
@@ -24,9 +24,11 @@ def pull(repo_id: str, revision: str | None, out: Path, say: Callable[[str], Non
         whole = aside / "model"
         commit = bring(repo_id, revision, whole, say)
         run = whole / cargo.RUN
-        if not (run / "run.json").exists():
-            raise UserError(f"{repo_id} holds no run of graftkit; `graft evaluate` scores any model")
-        for path in [*run.iterdir(), whole / cargo.VERIFICATION, *whole.glob("adapter")]:
+        for path in [*(run.iterdir() if run.is_dir() else []), whole / cargo.VERIFICATION]:
             shutil.move(path, aside / path.name)
-        run.rmdir()
+        shutil.rmtree(run, ignore_errors=True)
+        try:
+            gate.check_files(aside, gate.read_record(aside))
+        except UserError as error:
+            raise UserError(f"{repo_id} holds no whole run of graftkit; `graft evaluate` scores any model") from error
     return commit

@@ -13,7 +13,7 @@ import yaml
 
 from graftkit.errors import UserError
 from graftkit.fingerprint import hash_file
-from graftkit.hub import client
+from graftkit.hub import cargo, client
 
 MANIFEST = "verification.json"
 
@@ -77,6 +77,8 @@ def _bring_file(talk: client.Talk, name: str, commit: str, sha256: str, place: P
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{talk.repo}: its {MANIFEST} names {name}, outside of the repository")
+    if path.suffix not in cargo.TEXTS + cargo.OTHERS:
+        raise UserError(f"{talk.repo}: its {MANIFEST} names {name}, which may run code where it is loaded")
     with tempfile.TemporaryDirectory() as cache:
         where = {"filename": name, "revision": commit, "cache_dir": cache}
         missing = (RemoteEntryNotFoundError,)

@@ -65,7 +65,7 @@ def rows_of_test(folder: Path, run: Mapping[str, Any], data_path: str | None = N
     are not what they were.
     """
     kind = KINDS[run["task"]]
-    kept = read_rows(folder, "test") if (folder / "rows-test.parquet").exists() else []
+    kept = read_rows(folder, "test") if (folder / "rows-test.parquet").exists() and data_path is None else []
     if kept and all(kind.size(row) is not None for row in kept):
         return kept
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -317,7 +317,8 @@ def _worst_errors(
         return f"{intro}\n\n{below}\n\n{grid(shown, rows)}"
     noun = NOUNS[run["task"]]
     if noun == "picture":
-        intro += "\n\nThe run kept no pictures in its folder, so they are named here, not shown."
+        where = "This copy of the run holds" if run.get("rows_left_out") else "The run kept"
+        intro += f"\n\n{where} no pictures in its folder, so they are named here, not shown."
     return f"{intro}\n\n{_error_table(noun, shown, rows)}"
 
 

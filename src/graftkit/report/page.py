@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
-from graftkit.report import classification, pictures, sections
+from graftkit.report import classification, error_browser, figures, html, pictures, sections
 from graftkit.report.markdown import decimals, number, title, with_interval
 from graftkit.report.tables import read_predictions, read_rows, written_aside
 
 TASKS = {"text-classification": classification, "image-classification": classification}
 """For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`."""
 
+FIGURES = dict.fromkeys(TASKS, figures)
+"""For each task, the module that says what its page shows besides: `additions`."""
+
 SPLITS = ("dev", "test")
 
 
 def write_report(folder: Path) -> dict[str, Any]:
-    """Write metrics.json and report.md of the run in `folder`, with pictures in report/; returns the metrics.
+    """Write metrics.json, report.md and report.html of the run in `folder`, pictures in report/; returns the metrics.
 
-    Raises UserError where run.json or a table is missing or broken, or where the task or the headline is unknown.
+    Raises UserError where run.json, the log or a table is missing or broken, or the task or the headline is unknown.
     """
     folder = Path(folder)
     run = _read_run(folder)
@@ -37,8 +40,10 @@ def write_report(folder: Path) -> dict[str, Any]:
         labels, records[split] = read_predictions(folder, split)
         metrics[split] = task.measure(records[split], labels, run.get("headline"))
     worst = task.worst(records["test"])
-    ids = [record["id"] for record in worst]
-    rows = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
+    errors = error_browser.errors_of(records["test"])
+    ids = [record["id"] for record in errors[: error_browser.MOST]]
+    kept = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
+    rows = {record["id"]: kept[record["id"]] for record in worst if record["id"] in kept}
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),
@@ -48,11 +53,14 @@ def write_report(folder: Path) -> dict[str, Any]:
         **({} if sections.is_evaluation(run) else {"Load the model": sections.loading(run)}),
         "How this was made": sections.origin(run, _read_config(folder)),
     }
-    page = [f"# {sections.heading(run)}", task.summary(metrics, run)]
-    page += [f"## {heading}\n\n{body}" for heading, body in chapters.items()]
+    heading, summary = sections.heading(run), task.summary(metrics, run)
+    page = [f"# {heading}", summary, *(f"## {name}\n\n{body}" for name, body in chapters.items())]
+    log = [] if sections.is_evaluation(run) else _read_log(folder)
+    added = FIGURES[run["task"]].additions(metrics, run, labels, records["test"], errors, kept, log)
     _write(folder / "metrics.json", _json(metrics))
     pictures.replace(folder, pictures.files(worst, rows))
     _write(folder / "report.md", "\n\n".join(page))
+    _write(folder / "report.html", html.page(heading, summary, chapters, added))
     return metrics
 
 
@@ -86,6 +94,17 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def _read_config(folder: Path) -> str | None:
     path = folder / "config.yaml"
     return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _read_log(folder: Path) -> list[dict[str, Any]]:
+    """The events of training, none where there is no log."""
+    path, events = folder / "log.jsonl", []
+    for place, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            events.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {place} is no JSON ({error}); make the run again") from error
+    return events
 
 
 def _write(path: Path, text: str) -> None:

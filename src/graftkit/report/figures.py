@@ -1,0 +1,213 @@
+"""What does the page of a classifier show that its Markdown cannot?
+
+Learning curves, a reliability diagram, shaded tables, the matrix of many classes, and the errors to browse: all from
+the same records and metrics as report.md, put into the chapters that `classification.chapters` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from graftkit.metrics import classification as scores
+from graftkit.metrics.intervals import clopper_pearson
+from graftkit.report import charts
+from graftkit.report.classification import MATRIX_CLASSES
+from graftkit.report.error_browser import browser
+from graftkit.report.html import Addition
+from graftkit.report.markdown import decimals, number, percent, plural, shorten, title
+from graftkit.report.sections import look
+
+POINTS = 150  # of a curve
+PAIRS = 1000  # of confused classes that are listed below the matrix
+LETTERS = 34  # of a class name beside the matrix
+
+
+def additions(
+    metrics: Mapping[str, Any],
+    run: Mapping[str, Any],
+    labels: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    errors: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Mapping[str, Any]],
+    log: Sequence[Mapping[str, Any]],
+) -> dict[str, Addition]:
+    """What is added to the chapters, by heading.
+
+    `records` are those of test, `errors` the wrong ones of them, the worst first, `rows` what was kept of those, by id,
+    and `log` the events of training.
+    """
+    curves = _loss(run, log) + _score(metrics, run, log)
+    added = {
+        "Scores": Addition(_reliability(records, labels)),
+        "Classes": Addition(cells=_bar),
+        "Confusions": _confusions(metrics["test"]),
+    }
+    if curves:
+        added["Model and training"] = Addition(f'<h3>How it learnt</h3><div class="charts">{curves}</div>')
+    if errors:
+        added["Worst errors"] = Addition(browser(errors, rows, labels, run), instead=True)
+    return added
+
+
+def bins(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, count: int) -> list[charts.Bin]:
+    """The rows in `count` equal bins by the probability of the predicted label, as `scores.calibration_error` has them.
+
+    Empty bins are left out.
+    """
+    stated = probabilities[np.arange(len(predicted)), predicted].astype(np.float64)
+    place = np.searchsorted(np.arange(1, count) / count, stated, side="left")
+    found = []
+    for one in np.unique(place):
+        inside = place == one
+        rows, right = int(inside.sum()), int((predicted == truth)[inside].sum())
+        least, most = clopper_pearson(right, rows)
+        mean = float(stated[inside].mean())
+        found.append(charts.Bin(one / count, (one + 1) / count, rows, mean, right / rows, least, most))
+    return found
+
+
+def _loss(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """The loss on train by update, and on dev where it was measured."""
+    steps = [(event["update"], event["loss"]) for event in log if event.get("loss") is not None]
+    if len(steps) < 2:
+        return ""
+    each = -(-len(steps) // POINTS)  # updates a point
+    train = [tuple(np.mean(steps[start : start + each], axis=0).tolist()) for start in range(0, len(steps), each)]
+    dev = _thinned([(event["update"], event["dev"]["log_loss"]) for event in log if "log_loss" in event.get("dev", {})])
+    most = max(loss for _, loss in train + dev)
+    axes = charts.Axes((0, steps[-1][0]), (0, charts.around([0, most or 1.0])[1]))
+    series = [charts.Series("train", train, "first")]
+    series += [charts.Series("dev", dev, "second", dots=True)] if dev else []
+    drawing = charts.curves("loss", "Loss while training", series, axes, ("update", "loss"), describe=_course(series))
+    mean = f"; each point of train is the mean of {each} updates" if each > 1 else ""
+    caption = (
+        f"<b>Loss</b>, lower is better{mean}. Train is measured while the weights still change, with whatever "
+        "training does to its rows; dev is not."
+        if dev
+        else f"<b>Loss on train</b>, lower is better{mean}."
+    )
+    lines = [(f"{update:,.0f}", one.name, f"{loss:.3g}") for one in series for update, loss in one.points]
+    numbers = charts.table("Loss while training", ("Update", "Split", "Loss"), lines, [0, 2])
+    return charts.figure("loss", caption, drawing, numbers)
+
+
+def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    """The headline on dev by epoch, with the epoch whose weights are kept."""
+    name = metrics["test"]["headline"]["name"]
+    found = [(event["update"], event["dev"][name]) for event in log if name in event.get("dev", {})]
+    if len(found) < 2:
+        return ""
+    updates, epochs = look(run, "training", "updates"), look(run, "training", "epochs")
+    each, unit = (updates / epochs, "epoch") if updates and epochs else (1, "update")
+    kept = look(run, "training", "best", "update")
+    points = [(update / each, score) for update, score in _thinned(found, keep=kept)]
+    low, high = charts.around([score for _, score in points], most=1.0)
+    axes = charts.Axes((0, max(x for x, _ in points)), (low, high))
+    marked = next(((x, y, "kept") for x, y in points if kept is not None and abs(x * each - kept) < 0.5), None)
+    series = [charts.Series("dev", points, "first", dots=True)]
+    words, places = f"{title(name)} on dev", decimals(metrics["dev"]["rows"] ** -0.5)
+    drawing = charts.curves(
+        "score", words, series, axes, (unit, title(name)), marked=marked, describe=_course(series, places)
+    )
+    caption = f"<b>{title(name)} on dev</b> by {unit}, higher is better; the scale starts at {low:g}."
+    lines = [
+        (f"{x:,.4g}" + (" (kept)" if marked and x == marked[0] else ""), number(score, places)) for x, score in points
+    ]
+    numbers = charts.table(words, (unit.capitalize(), title(name)), lines, [1])
+    return charts.figure("score", caption, drawing, numbers)
+
+
+def _thinned(points: Sequence[tuple[float, float]], keep: float | None = None) -> list[tuple[float, float]]:
+    """At most about `POINTS` of the points, the last and that at `keep` among them."""
+    each, last = -(-len(points) // POINTS) or 1, len(points) - 1
+    return [point for place, point in enumerate(points) if place % each == 0 or place == last or point[0] == keep]
+
+
+def _course(series: Sequence[charts.Series], places: int = 2) -> str:
+    """Where lines start and end, in words."""
+    return "; ".join(
+        f"{one.name} goes from {number(one.points[0][1], places)} to {number(one.points[-1][1], places)}"
+        for one in series
+    )
+
+
+def _reliability(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
+    found = bins(*scores.arrays(records, labels), scores.BINS)
+    lines = [
+        (
+            f"{percent(one.low)} to {percent(one.high)}",
+            f"{one.rows:,}",
+            percent(one.stated),
+            percent(one.right),
+            f"{percent(one.least)} to {percent(one.most)}",
+        )
+        for one in found
+    ]
+    header = ("Stated probability", "Rows", "On average", "Were right", "95% interval")
+    numbers = charts.table("Reliability", header, lines, [1, 2, 3])
+    caption = (
+        "<b>When it says 80%, is it right in 80%?</b> Test rows by the probability that the model gave its answer: "
+        "below the dashed line it is too sure, above it not sure enough. Bars: 95% intervals (Clopper-Pearson)."
+    )
+    words = "; ".join(
+        f"stated {line[2]}, right {line[3]} of {plural(one.rows, 'row')}"
+        for line, one in zip(lines, found, strict=True)
+    )
+    drawing = charts.reliability("reliability", "Reliability diagram", found, describe=words)
+    heading = "<h3>Can its probabilities be believed?</h3>"
+    return f'{heading}<div class="charts">{charts.figure("reliability", caption, drawing, numbers)}</div>'
+
+
+def _bar(row: int, column: int, words: str) -> dict[str, str]:
+    """A bar behind the F1 of a class."""
+    return {"class": "meter", "style": f"--share:{words}"} if column == 3 and words != "–" else {}
+
+
+def _confusions(test: Mapping[str, Any]) -> Addition:
+    """The matrix' table with its cells shaded, or, of many classes, a drawing and the list of what is in it."""
+    counts, names = np.array(test["confusion"]["counts"]), test["confusion"]["labels"]
+    if len(names) > MATRIX_CLASSES:
+        return Addition(_matrix(counts, names))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    def shade(row: int, column: int, words: str) -> dict[str, str]:
+        kind = "right" if row == column - 1 else "wrong"
+        return {"class": f"{kind}{charts.level(float(shares[row, column - 1]))}"} if column else {}
+
+    return Addition(cells=shade)
+
+
+def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    pairs = [(int(truth), int(given)) for truth, given in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    lines = [
+        (
+            f"{truth + 1} {names[truth]}",
+            f"{given + 1} {names[given]}",
+            f"{wrong[truth, given]:,}",
+            percent(wrong[truth, given], counts[truth].sum()),
+        )
+        for truth, given in pairs[:PAIRS]
+    ]
+    short = [shorten(name, LETTERS) for name in names]
+    words = f"{len(names)} classes; {plural(len(pairs), 'pair')} of classes confused."
+    drawing = charts.matrix(
+        "matrix", "Confusion matrix", counts, short, describe=f"{words} The list below has the pairs."
+    )
+    caption = (
+        "<b>Confusion matrix.</b> Each line is a true class, each column the class that its test rows were given, in "
+        "the same order. The diagonal is what went right, squares off it what went wrong; the darker, the larger the "
+        "share of the true class."
+    )
+    fold = f"The confused pairs ({len(pairs):,})"
+    left = f", the {PAIRS:,} most frequent of {len(pairs):,}" if len(pairs) > PAIRS else ""
+    name = f"Confused classes{left}"
+    listed = charts.table(name, ("True class", "Taken for", "Rows", "Share of the class"), lines, [2, 3])
+    numbers = f"<p>{name}:</p>{listed}" if lines else "<p>No test row was given a wrong class.</p>"
+    return charts.figure(
+        "matrix", caption, charts.scroller("Confusion matrix", drawing), numbers, fold=fold, class_="wide"
+    )
