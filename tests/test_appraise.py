@@ -174,7 +174,8 @@ def test_a_run_of_pictures_is_scored_as_it_scored_itself(runs, pictures, evaluat
     assert list((found / "report").glob("*.jpg"))
 
 
-@pytest.mark.parametrize("kind", ["bert", pytest.param("timm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "timm"])
 def test_two_processes_give_the_same_table(runs, long_data, pictures, tmp_path, kind):
     script = tmp_path / "graft.py"
     script.write_text("import sys\nfrom graftkit.cli import main\nsys.exit(main())\n")
@@ -187,7 +188,7 @@ def test_two_processes_give_the_same_table(runs, long_data, pictures, tmp_path, 
 
 def test_the_folder_holds_what_it_says_and_makes_itself_again(runs, long_data, evaluate):
     found = evaluate(runs("bert"), "--data.path", long_data)
-    names = {"config.yaml", "run.json", "metrics.json", "report.md", *TABLES}
+    names = {"config.yaml", "run.json", "metrics.json", "report.html", "report.md", *TABLES}
     assert {path.name for path in found.iterdir()} == names
     facts = record(found)
     assert (facts["recipe"], facts["task"], facts["labels"]) == ("evaluate", "text-classification", BIRDS)

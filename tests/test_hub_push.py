@@ -160,6 +160,7 @@ def test_an_adapter_needs_a_base_that_others_have(hub, runs, checkpoint, data, t
     assert "nothing changed since" in graft(capsys, "push", tmp_path / "pulled", "me/adapter", "--data.path", data)
 
 
+@pytest.mark.slow
 def test_a_base_that_answers_otherwise_is_found(hub, runs, checkpoint, capsys):
     """The same weights under another setting: what is pushed is asked, with its base from the Hub."""
     files = {path.name: path.read_bytes() for path in checkpoint("bert").iterdir()}
@@ -170,6 +171,7 @@ def test_a_base_that_answers_otherwise_is_found(hub, runs, checkpoint, capsys):
     assert "me/eps" not in hub.repos
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_is_a_plain_model(hub, runs, data, tmp_path, capsys):
     graft(capsys, "push", runs["adapter"], "me/merged", "--hub.merge")
     files = hub.files("me/merged")
@@ -319,6 +321,7 @@ def test_a_token_that_may_only_read_is_found_before_training(hub, tmp_path, chec
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_pushes_what_it_trained(hub, tmp_path, image_checkpoint, pictures, capsys):
     words = ("--backbone.name", image_checkpoint("test_resnet"), "--data.path", pictures, "--train.epochs", 1)
     words += ("--run.out", tmp_path / "run", "--hub.push_to", "me/trained", "--hub.private")

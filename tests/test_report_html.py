@@ -247,11 +247,14 @@ def test_without_a_course_there_is_no_curve(tmp_path, log):
     assert "How it learnt" not in source_of(tmp_path)
 
 
-def test_a_broken_log_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "message"), [('{"update": 101, "lo', "no JSON"), ("[1]", "no event"), ('{"loss": 1.0}', "no event")]
+)
+def test_a_broken_log_is_one_line(tmp_path, line, message):
     make_log(make_run(tmp_path))
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"update": 101, "lo')
-    with pytest.raises(UserError, match=r"log\.jsonl, line 106 is no JSON") as error:
+        file.write(line)
+    with pytest.raises(UserError, match=rf"log\.jsonl, line 106 is {message}") as error:
         write_report(tmp_path)
     assert "\n" not in str(error.value)
 

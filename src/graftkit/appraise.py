@@ -131,7 +131,7 @@ def appraise(config: Config) -> dict[str, Any]:
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
-        print(f"\n{metrics_text(metrics)}\n\nreport: {run.folder / 'report.md'}", flush=True)
+        print(f"\n{metrics_text(metrics)}\n\nreport: {run.folder / 'report.html'}", flush=True)
     run.end()
     return metrics
 

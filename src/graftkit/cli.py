@@ -103,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say(line: str, *, everywhere: bool = False) -> None:
     """What ends the command: once, of all the processes that torchrun started, or in each that it may show in."""
-    from graftkit.config import _is_first_process
+    from graftkit.config import is_first_process
 
-    if everywhere or _is_first_process():
+    if everywhere or is_first_process():
         print(line, file=sys.stderr)
 
 

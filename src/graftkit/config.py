@@ -127,12 +127,12 @@ def start(
 
 
 def _exit(line: str, code: int, *, everywhere: bool = False) -> NoReturn:
-    if everywhere or _is_first_process():
+    if everywhere or is_first_process():
         print(line, file=sys.stderr)
     raise SystemExit(code)
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether to speak for all processes: before the accelerator exists, only the launcher's variables can tell."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
@@ -289,7 +289,7 @@ def _print_help(defaults: Any, hints: dict[str, Any], description: str, command:
         for field, default in vars(values).items():
             text = f"{docs.get(field, '')} ({_describe(hints[f'{section}.{field}'])})"
             group.add_argument(f"--{section}.{field}", metavar="", default=default, help=text)
-    if _is_first_process():
+    if is_first_process():
         parser.print_help()
 
 

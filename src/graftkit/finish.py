@@ -58,7 +58,7 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
     if run.main:
         load = textwrap.indent(run.record["snippet"], "    ")
         print(
-            f"\n{metrics_text(metrics)}\n\nreport: {run.folder / 'report.md'}\nload the model with:\n\n{load}",
+            f"\n{metrics_text(metrics)}\n\nreport: {run.folder / 'report.html'}\nload the model with:\n\n{load}",
             flush=True,
         )
     run.end()

@@ -12,7 +12,7 @@ import numpy as np
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification
-from graftkit.report.page import _read_run
+from graftkit.report.page import read_run
 from graftkit.report.tables import read_predictions, read_rows
 
 SPLIT = "test"
@@ -86,7 +86,7 @@ def check_folders(folders: Sequence[Sequence[Path]]) -> None:
 
 def read(folder: Path) -> Run:
     """What a run said of its test rows; raises UserError where a table is missing or broken, or holds a row twice."""
-    record = _read_run(folder)
+    record = read_run(folder)
     headline = record.get("headline") or "macro_f1"
     if headline not in classification.HEADLINES:
         known = ", ".join(classification.HEADLINES)

@@ -13,7 +13,7 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
 from graftkit.metrics.comparison import ALPHA, SWAPS
 from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, clopper_pearson
-from graftkit.report.classification import _content
+from graftkit.report.classification import content_of
 from graftkit.report.markdown import bullets, decimals, escape, number, percent, plural, table, title
 from graftkit.report.tables import written_aside
 
@@ -186,7 +186,7 @@ def _flipped(reference: Arm, arm: Arm, rows: Rows) -> str:
             kept = contents([right.runs[0], wrong.runs[0]], shown)
             lines = [
                 (
-                    _content(kept.get(id, {})),
+                    content_of(kept.get(id, {})),
                     *(escape(records[id][name]) for name in ("label", "prediction")),
                     escape(id),
                 )

@@ -57,7 +57,7 @@ def _at_folder(folder: Path, where: str) -> Source | None:
     metadata = _metadata(folder)
     if metadata is not None:
         return from_file(metadata, str(Path(where, metadata.name)))
-    if any(_is_picture(file) for inner in _folders(folder) for file in _files(inner, where)):
+    if any(is_picture(file) for inner in _folders(folder) for file in picture_files(inner, where)):
         return Source(where, partial(_read_classes, folder, where))
     return None
 
@@ -116,11 +116,11 @@ def _read_classes(folder: Path, where: str) -> Table:
     """
     from datasets import Dataset, Features, Value
 
-    files = list(_files(folder, where))
-    pictures = [file for file in files if _is_picture(file)]
+    files = list(picture_files(folder, where))
+    pictures = [file for file in files if is_picture(file)]
     labels = [file.partition("/")[0] if "/" in file else None for file in pictures]
     features = Features({"image": Value("string"), "label": Value("string")})
-    skipped = [file for file in files if not _is_picture(file)]
+    skipped = [file for file in files if not is_picture(file)]
     kinds = sorted({Path(file).suffix or "no suffix" for file in skipped})
     more = ", ..." if len(kinds) > SHOWN else ""
     note = f"{where}: skipped {len(skipped):,} that are no pictures by their names: {', '.join(kinds[:SHOWN])}{more}"
@@ -133,7 +133,7 @@ def _read_classes(folder: Path, where: str) -> Table:
     )
 
 
-def _files(folder: Path, where: str) -> Iterator[str]:
+def picture_files(folder: Path, where: str) -> Iterator[str]:
     """The files in a folder and below it, as paths from there; a hidden folder is one of them."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir() or entry.name[0] == ".":
@@ -141,10 +141,10 @@ def _files(folder: Path, where: str) -> Iterator[str]:
         elif entry.is_symlink():
             raise UserError(f"{where}: {entry.name} is a link to another folder. Put the folder itself in its place")
         else:
-            yield from (f"{entry.name}/{file}" for file in _files(Path(entry.path), f"{where}/{entry.name}"))
+            yield from (f"{entry.name}/{file}" for file in picture_files(Path(entry.path), f"{where}/{entry.name}"))
 
 
-def _is_picture(file: str) -> bool:
+def is_picture(file: str) -> bool:
     name = file.rpartition("/")[2]
     return name[0] != "." and Path(name).suffix.lower() in SUFFIXES
 

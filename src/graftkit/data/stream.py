@@ -18,7 +18,7 @@ from typing import Any
 
 from graftkit.data.columns import TEXT_NAMES, Columns
 from graftkit.data.picture_columns import IMAGE_NAMES
-from graftkit.data.picture_sources import SHOWN, _files, _is_picture
+from graftkit.data.picture_sources import SHOWN, is_picture, picture_files
 from graftkit.errors import UserError
 from graftkit.pictures import SUFFIXES
 
@@ -73,8 +73,8 @@ def list_pictures(folder: Path, say: Callable[[str], None]) -> Iterator[Chunk]:
     chunk: Chunk = []
     shown: list[str] = []
     try:
-        for name in _files(folder, str(folder)):
-            if not _is_picture(name):
+        for name in picture_files(folder, str(folder)):
+            if not is_picture(name):
                 skipped += 1
                 shown += [name] if skipped <= SHOWN else []
                 continue

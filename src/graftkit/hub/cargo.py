@@ -37,6 +37,7 @@ SECRETS = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
 EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.(?!(?:png|jpe?g|gif|svg|webp)\b)[a-z]{2,}\b", re.IGNORECASE)
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")  # in a page: any letters may stand there by chance
 VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")  # words, not settings
 TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt", ".jinja", ".html", ".svg")
 OTHERS = (".safetensors", ".parquet", ".model", ".jpg", ".png")  # which run no code where they are loaded
@@ -156,7 +157,7 @@ def inspect(place: Path, labels: Sequence[str], roots: Sequence[str], card: str,
         if path.suffix not in TEXTS + OTHERS:
             raise UserError(f"{name} is of a kind that is not pushed: it may run code where it is loaded; remove it")
         if path.suffix in TEXTS and path.name not in VOCABULARY and name != CARD:
-            text = path.read_text(encoding="utf-8")
+            text = PICTURE.sub("", path.read_text(encoding="utf-8"))
             inspect_secrets(name, text)
             if not (with_rows and name.startswith(f"{RUN}/report")):
                 inspect_text(name, text, labels, roots)

@@ -325,7 +325,7 @@ def _worst_errors(
 def _error_table(noun: str, shown: Sequence[Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         (
-            _content(rows.get(record["id"], {})),
+            content_of(rows.get(record["id"], {})),
             escape(record["label"]),
             escape(record["prediction"]),
             percent(float(record["probabilities"].max())),
@@ -336,7 +336,7 @@ def _error_table(noun: str, shown: Sequence[Mapping[str, Any]], rows: Mapping[st
     return table((noun.capitalize(), "True class", "Predicted", "How sure", "Row"), lines, numbers=[3])
 
 
-def _content(row: Mapping[str, Any]) -> str:
+def content_of(row: Mapping[str, Any]) -> str:
     """The texts of a row, shortened, or its path; what is known of it where they were not kept."""
     parts = [escape(shorten(row[name])) for name in ("text", "text_pair", "path") if row.get(name) is not None]
     if parts:

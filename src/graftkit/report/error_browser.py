@@ -37,7 +37,7 @@ def browser(
 ) -> str:
     """The errors, the worst first, with what was kept of their rows, by id."""
     noun = NOUNS[run["task"]]
-    contents = [_content(rows.get(record["id"], {})) for record in errors[:MOST]]
+    contents = [content_of(rows.get(record["id"], {})) for record in errors[:MOST]]
     kept = any(content is not None for content in contents)
     pictures = any(row.get("thumbnail") for row in rows.values())
     shown, size = [], 0
@@ -115,7 +115,7 @@ def _line(record: Mapping[str, Any], content: str | None, labels: Sequence[str])
     return f'<tr data-t="{truth}" data-g="{given}" data-s="{100 * sure:.0f}">{first}{classes}{numbers}{id}</tr>\n'
 
 
-def _content(row: Mapping[str, Any]) -> str | None:
+def content_of(row: Mapping[str, Any]) -> str | None:
     """The texts of a row, or its picture and path, as far as they were kept; None where nothing was."""
     if row.get("thumbnail"):
         source = b64encode(row["thumbnail"]).decode("ascii")

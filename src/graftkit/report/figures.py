@@ -39,7 +39,7 @@ def additions(
     `records` are those of test, `errors` the wrong ones of them, the worst first, `rows` what was kept of those, by id,
     and `log` the events of training.
     """
-    curves = _loss(run, log) + _score(metrics, run, log)
+    curves = _loss(log) + _score(metrics, run, log)
     added = {
         "Scores": Addition(_reliability(records, labels)),
         "Classes": Addition(cells=_bar),
@@ -69,7 +69,7 @@ def bins(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, co
     return found
 
 
-def _loss(run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+def _loss(log: Sequence[Mapping[str, Any]]) -> str:
     """The loss on train by update, and on dev where it was measured."""
     steps = [(event["update"], event["loss"]) for event in log if event.get("loss") is not None]
     if len(steps) < 2:

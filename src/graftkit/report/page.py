@@ -31,7 +31,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     Raises UserError where run.json, the log or a table is missing or broken, or the task or the headline is unknown.
     """
     folder = Path(folder)
-    run = _read_run(folder)
+    run = read_run(folder)
     task = TASKS.get(run.get("task"))
     if task is None:
         raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
@@ -78,7 +78,7 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
@@ -104,6 +104,8 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
             events.append(json.loads(line))
         except ValueError as error:
             raise UserError(f"{path}, line {place} is no JSON ({error}); make the run again") from error
+        if not isinstance(events[-1], dict) or "update" not in events[-1]:
+            raise UserError(f"{path}, line {place} is no event of training; make the run again")
     return events
 
 
