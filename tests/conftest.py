@@ -360,3 +360,17 @@ def hub(server: Hub, clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     server.clear()
     yield server
     server.clear()
+
+
+@pytest.fixture
+def predict(capsys):
+    """Runs `graft predict` in this process; its answers."""
+    import json
+
+    from graftkit import cli
+
+    def call(*words):
+        assert cli.main(["predict", *map(str, words)]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return call

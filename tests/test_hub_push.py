@@ -265,20 +265,21 @@ def test_the_way_to_try_again_is_the_same_push(hub, runs, capsys):
     assert "me/x" not in hub.repos
 
 
+HOME = "/home/somebody"
 KEPT = ["https://example.org/home/page", "and/or", "/m/02xyz/1", "../data/x.csv", "3/4 of 5/6"]
 
 
 def test_paths_are_taken_out_and_nothing_else(tmp_path):
     run = {
         "data": {"path": "/srv/my data/reviews.csv", "sources": {}},
-        "backbone": {"name": "local-dir:/home/ana/ckpt"},
+        "backbone": {"name": f"local-dir:{HOME}/ckpt"},
     }
     free = cargo.path_remover(tmp_path, run | {"root_folders": ["gpfs"]})
-    given = "--data.path '/srv/my data/reviews.csv' --x local-dir:/home/ana/ckpt"
+    given = "--data.path '/srv/my data/reviews.csv' --x local-dir:" + f"{HOME}/ckpt"
     assert free(given) == "--data.path 'reviews.csv' --x ckpt"
     assert free("~/a/b ~ana/a/c C:\\Users\\ana\\d /gpfs/ana/e") == "b c d e"
     assert [free(text) for text in KEPT] == KEPT
-    for text in ("local-dir:/home/ana/x", "see /gpfs/ana/e", "file:/root/x"):
+    for text in (f"local-dir:{HOME}/x", "see /gpfs/ana/e", f"file:{HOME}/y"):
         with pytest.raises(UserError, match="holds a path of a machine"):
             cargo.inspect_text("it", text, roots=["gpfs"])
     for text in KEPT:

@@ -45,17 +45,6 @@ def runs(tmp_path_factory, image_checkpoint, pictures):
 
 
 @pytest.fixture
-def predict(capsys):
-    """Runs `graft predict` in this process; its answers."""
-
-    def call(*words):
-        assert cli.main(["predict", *map(str, words)]) == 0
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-    return call
-
-
-@pytest.fixture
 def refused(capsys):
     """Runs `graft predict` in this process; the one line that it refuses with, and nothing before it."""
 
