@@ -22,6 +22,7 @@ from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.image_cache import prepare_pictures
 from graftkit.images import ImageConfig
 from graftkit.rehearse import rehearse
+from graftkit.report import ReportConfig
 from graftkit.run import RunConfig, kept_run, open_run
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.train import TrainConfig, train
@@ -37,6 +38,7 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
     run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 
@@ -58,7 +60,7 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("image_classify", config)
 
     with run.phase("data"):
-        splits = load_pictures(config.data, config.run.seed)
+        splits = load_pictures(config.data, config.run.seed, config.report.columns)
 
     with run.phase("backbone"):
         model = load_image_classifier(backbone, config.image, splits.labels, config.run.seed)
@@ -76,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
         trained = train(run, task, adapted, splits, lengths, config.train)
 
     run.record["compared"] = compared
-    metrics = finish(run, task, trained, splits, lengths, merge=True)
+    metrics = finish(run, task, trained, splits, lengths, config.report, merge=True)
     share(run, config.hub)
     return metrics
 

@@ -19,6 +19,7 @@ from graftkit.finish import finish
 from graftkit.heads import load_classifier
 from graftkit.hub import HubConfig, check_ready, share
 from graftkit.rehearse import rehearse
+from graftkit.report import ReportConfig
 from graftkit.run import RunConfig, open_run
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.text import load_tokenizer, measure
@@ -34,6 +35,7 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 
@@ -43,7 +45,7 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("text_classify", config)
 
     with run.phase("data"):
-        splits = load_splits(config.data, config.run.seed)
+        splits = load_splits(config.data, config.run.seed, config.report.columns)
         tokenizer = load_tokenizer(config.backbone)
         task = TextClassification(tokenizer, splits.labels)
         run.introduce(task, splits)
@@ -60,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
     with run.phase("train"):
         model = train(run, task, adapted, splits, lengths, config.train)
 
-    metrics = finish(run, task, model, splits, lengths, merge=config.adapt.merge)
+    metrics = finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
     share(run, config.hub)
     return metrics
 

@@ -11,9 +11,8 @@ from accelerate import Accelerator
 
 from graftkit.data import DataConfig, load_splits
 from graftkit.evaluate import predict_rows
-from graftkit.finish import kept_row
-from graftkit.report import write_report
-from graftkit.report.tables import write_predictions, write_rows
+from graftkit.finish import write_tables
+from graftkit.report import ReportConfig, write_report
 from graftkit.tasks.text_classification import TextClassification
 
 run, data, out = map(Path, sys.argv[1:])
@@ -31,8 +30,7 @@ for split in ("dev", "test"):
     records = predict_rows(accelerator, task, model, rows, task.lengths(rows))
     assert [record["id"] for record in records] == list(rows["id"])
     if accelerator.is_main_process:
-        write_predictions(out, split, records, task.labels)
-        write_rows(out, split, (kept_row(task, row, True) for row in rows))
+        write_tables(out, task, split, rows, records, ReportConfig(), True)
 if accelerator.is_main_process:
     for name in ("run.json", "config.yaml"):
         shutil.copy(run / name, out / name)

@@ -15,7 +15,7 @@ from graftkit import classifiers, cli
 from graftkit.download import Fetched
 from graftkit.report import write_report
 
-TABLES = ("predictions-test.parquet", "rows-test.parquet")
+TABLES = ("predictions-test.parquet", "rows-test.parquet", "measures-test.parquet")
 LONG = ("the old red file is here again " * 12, "tool")  # more tokens than any tiny checkpoint reads
 BIRDS = ["bird", "fruit", "tool"]
 

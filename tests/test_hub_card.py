@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from graftkit.errors import UserError
 from graftkit.hub.card import Base, read_notes, write_card
 from graftkit.report.classification import measure
+from graftkit.report.reading import Reading
 
 REPO = "me/my-model"
 BASE = Base("org/base-model", "apache-2.0", ["en"])
@@ -44,7 +45,8 @@ def make_metrics(labels=LABELS, rows: int = 240, seed: int = 0) -> dict[str, Any
         {"label": labels[i], "prediction": labels[int(row.argmax())], "probabilities": row}
         for i, row in zip(truth, chances, strict=True)
     ]
-    return {split: measure(records, labels, None) for split in ("dev", "test")}
+    reading = Reading(Path(), {}, labels, dict.fromkeys(("dev", "test"), records))
+    return {split: measure(reading, split) for split in reading.records}
 
 
 def make_run(labels=LABELS, **change) -> dict[str, Any]:

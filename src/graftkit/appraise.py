@@ -7,8 +7,8 @@ model. Predicted in fp32 and in the batches of a run, so that a run's own test r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +20,8 @@ from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
 from graftkit.finish import write_tables
 from graftkit.images import ImageConfig
-from graftkit.report import metrics_text, write_report
+from graftkit.report import ScoresConfig, metrics_text, write_report
+from graftkit.report.tables import table_hashes
 from graftkit.run import Run, open_run
 from graftkit.text import describe_lengths
 
@@ -95,6 +96,7 @@ class Config:
     data: RowsConfig = field(default_factory=RowsConfig)
     image: ReadingConfig = field(default_factory=ReadingConfig)
     run: FolderConfig = field(default_factory=FolderConfig)
+    report: ScoresConfig = field(default_factory=ScoresConfig)
 
 
 def appraise(config: Config) -> dict[str, Any]:
@@ -114,7 +116,7 @@ def appraise(config: Config) -> dict[str, Any]:
     check_settings(found, config)
 
     with run.phase("data"):
-        rows = load_rows(found, config.data)
+        rows = load_rows(found, config.data, config.report.columns)
 
     with run.phase("model"):
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
@@ -127,7 +129,9 @@ def appraise(config: Config) -> dict[str, Any]:
 
     with run.phase("evaluate"):
         records = predict_rows(run.accelerator, task, model, rows.test, lengths)
-        run.once(lambda: write_tables(run, task, "test", rows.test, records))
+        tables = (run.folder, task, "test", rows.test, records, config.report, config.run.keep_rows)
+        run.once(lambda: write_tables(*tables))
+    run.record |= {"report": asdict(config.report), "tables": run.once(lambda: table_hashes(run.folder))}
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
     if run.main:
@@ -146,7 +150,7 @@ def check_settings(found: Found, config: Config) -> None:
             raise UserError(f"{flag} {value} does nothing: {found.name} reads {reads}; leave it out")
 
 
-def load_rows(found: Found, config: RowsConfig) -> RowsToScore:
+def load_rows(found: Found, config: RowsConfig, extra: Sequence[str]) -> RowsToScore:
     """The rows, checked against the model's labels; columns by default as in the run that made the model."""
     usual = (found.run.get("data") or {}).get("columns") or {}
     path = DEMO if config.path is None else config.path  # it does not count: see `reads_path`
@@ -154,8 +158,8 @@ def load_rows(found: Found, config: RowsConfig) -> RowsToScore:
     common |= {"bad_rows": config.bad_rows}
     if found.reads_texts:
         columns = {"text": config.text, "text_pair": config.text_pair}
-        return load_test_texts(DataConfig(**common, **columns), found.labels, usual)
-    return load_test_pictures(ImageDataConfig(**common, image=config.image), found.labels, usual)
+        return load_test_texts(DataConfig(**common, **columns), found.labels, usual, extra)
+    return load_test_pictures(ImageDataConfig(**common, image=config.image), found.labels, usual, extra)
 
 
 def describe(run: Run, found: Found, classifier: Classifier, rows: RowsToScore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,16 @@ from graftkit.evaluate import predict_rows
 from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
 from graftkit.failures import explain_disk
 from graftkit.fingerprint import file_hashes, settings
-from graftkit.report import metrics_text, write_report
-from graftkit.report.tables import write_predictions, write_rows
+from graftkit.report import ReportConfig, ScoresConfig, metrics_text, write_report
+from graftkit.report.tables import (
+    COLUMN,
+    GROUP,
+    MEASURE,
+    table_hashes,
+    write_measures,
+    write_predictions,
+    write_rows,
+)
 from graftkit.run import Run
 from graftkit.task import Lengths, Record, Row, Task
 
@@ -27,7 +36,9 @@ if TYPE_CHECKING:
 MERGED_ROWS = 64  # of dev, on which a merged model must answer as its adapter did
 
 
-def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> dict[str, Any]:
+def finish(
+    run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: ReportConfig, *, merge: bool
+) -> dict[str, Any]:
     """Save the model, load it again as anyone would, predict dev and test with that, and write the report.
 
     The tables are predicted in fp32, whatever the training precision. With `merge`, LoRA's update is added to the
@@ -50,8 +61,10 @@ def finish(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Leng
         reloaded.to(run.accelerator.device)
         for split, rows in (("dev", splits.dev), ("test", splits.test)):
             records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
-            run.once(lambda split=split, rows=rows, records=records: write_tables(run, task, split, rows, records))
+            tables = (run.folder, task, split, rows, records, settings, run.settings.keep_rows)
+            run.once(lambda tables=tables: write_tables(*tables))
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
+    run.record |= {"report": dataclasses.asdict(settings), "tables": run.once(lambda: table_hashes(run.folder))}
     run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))
@@ -96,13 +109,39 @@ def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits:
     return facts | {"overlong": {"joined_rows": row["joined"], "probabilities": said}}
 
 
-def write_tables(run: Run, task: Task, split: str, rows: Sequence[Row], records: Sequence[Record]) -> None:
-    """Write the two tables of a split: what the model said of each row, and the row itself."""
-    with explain_disk(run.folder):
-        write_predictions(run.folder, split, records, task.labels)
-        write_rows(run.folder, split, (kept_row(task, row, run.settings.keep_rows) for row in rows))
+def write_tables(
+    folder: Path,
+    task: Task,
+    split: str,
+    rows: Sequence[Row],
+    records: Sequence[Record],
+    settings: ScoresConfig,
+    content: bool,
+) -> None:
+    """Write the tables of a split: what the model said of each row, the row itself, and what may go with an error.
+
+    Without `content`, a row is known by its digest alone.
+    """
+    kept = [task.kept(row) for row in rows]
+    known = [{"id": row["id"], "sha256": task.digest(row)} for row in rows]
+    measured = [
+        {"id": row["id"]}
+        | {MEASURE + name: value for name, value in one.measures.items()}
+        | {COLUMN + name: row[COLUMN + name] for name in settings.slice or []}
+        for row, one in zip(rows, kept, strict=True)
+    ]
+    if settings.group is not None:
+        numbers = number_groups([row[COLUMN + settings.group] for row in rows])
+        measured = [one | {GROUP: number} for one, number in zip(measured, numbers, strict=True)]
+    with explain_disk(folder):
+        write_predictions(folder, split, records, task.labels)
+        write_rows(
+            folder, split, (row | (one.content if content else {}) for row, one in zip(known, kept, strict=True))
+        )
+        write_measures(folder, split, measured)
 
 
-def kept_row(task: Task, row: Row, content: bool) -> dict[str, Any]:
-    """A row as the run's table has it: its id and digest, and its content where that may stay."""
-    return {"id": row["id"], "sha256": task.digest(row), **(task.kept(row) if content else {})}
+def number_groups(values: Sequence[str | None]) -> list[int]:
+    """A number from 0 for each row, the same for equal values; a row without a value is a group of its own."""
+    own = [f"row {place}" if value is None else f"value {value}" for place, value in enumerate(values)]
+    return np.unique(own, return_inverse=True)[1].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,13 @@ Row = Mapping[str, Any]
 
 Record = dict[str, Any]
 """What the model said of one row, and the truth: `id`, and the task's own fields as plain Python or NumPy values."""
+
+
+class Kept(NamedTuple):
+    """What the run's tables say of a row."""
+
+    content: dict[str, str | bytes | None]  # what people want to see of it
+    measures: dict[str, float]  # numbers that an error may go with: the same names for every row of a task
 
 
 Lengths = Mapping[str, "np.ndarray | None"]
@@ -75,8 +82,8 @@ class Task(Protocol):
     def overlong(self, rows: Sequence[Row]) -> Row | None:
         """A row that is longer than the model reads, made of these, to see how it is cut; None where nothing is."""
 
-    def kept(self, row: Row) -> dict[str, str | bytes | None]:
-        """What people want to see of a row, for the run's table of rows."""
+    def kept(self, row: Row) -> Kept:
+        """What the run's tables say of a row."""
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write a folder that plain libraries of the field load."""

@@ -100,6 +100,12 @@ def token_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np
     return lengths
 
 
+def text_measures(tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None = None) -> dict[str, float]:
+    """Tokens of a text, or pair of texts, before it is cut and without special ones; and how many it does not know."""
+    ids = tokenizer(text, pair, add_special_tokens=False, verbose=False)["input_ids"]
+    return {"tokens": float(len(ids)), "unknown_tokens": float(ids.count(tokenizer.unk_token_id))}
+
+
 def pad(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """The examples' inputs, padded on the right to the longest: each (rows, tokens) int64."""
     import numpy as np

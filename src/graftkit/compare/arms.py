@@ -12,8 +12,8 @@ import numpy as np
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification
-from graftkit.report.page import read_run
-from graftkit.report.tables import read_predictions, read_rows
+from graftkit.report.reading import read_run
+from graftkit.report.tables import check_tables, read_predictions, read_rows
 
 SPLIT = "test"
 SAME_ROWS = "compare runs on the same test rows (`graft evaluate` scores any model on rows of your choice)"
@@ -91,6 +91,7 @@ def read(folder: Path) -> Run:
     if headline not in classification.HEADLINES:
         known = ", ".join(classification.HEADLINES)
         raise UserError(f"{folder}: its headline {headline!r} is no score of a classifier; known: {known}")
+    check_tables(folder, record.get("tables"))
     labels, records = read_predictions(folder, SPLIT)
     by_id = {record["id"]: record for record in records}
     if len(by_id) < len(records):

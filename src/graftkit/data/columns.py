@@ -22,6 +22,7 @@ TEXT_NAMES = [
 ]
 LABEL_NAMES = ["label", "labels", "category", "class", "intent", "target", "sentiment", "topic", "emotion"]
 
+EXTRA = "column:"  # what the name of a column begins with that the report alone reads
 HASHED_ROWS = 20_000  # rows that stand in memory as Python strings at a time
 
 
@@ -100,14 +101,28 @@ def choose_columns(table: Table, named: Columns, known: Mapping[str, Sequence[st
     return columns, notes
 
 
-def label_rows(split: str, table: Table, columns: Columns) -> LabelledRows:
+def label_rows(split: str, table: Table, columns: Columns, extra: Sequence[str] = ()) -> LabelledRows:
     """The chosen columns as strings, and an id for each row: `train-17` is row 17 of the source of train."""
     import pyarrow as pa
 
     rows = number_rows(split, table)
     for role, values in read_columns(table, columns).items():
         rows[role] = as_strings(table, columns[role], values, role)
-    return LabelledRows(table.where, pa.table(rows))
+    return LabelledRows(table.where, pa.table(rows | extra_columns(table, extra)))
+
+
+def extra_columns(table: Table, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    """Columns that the report asks for, as strings, by `column:<name>`. UserError where the table lacks one."""
+    for name in names:
+        if name not in table.rows.column_names:
+            listed = ", ".join(repr(column) for column in table.rows.column_names)
+            raise UserError(
+                f"no column {name!r} in {table.where}; found {listed}. Set --report.group and --report.slice to columns"
+            )
+    if not names:
+        return {}
+    data = table.rows.select_columns(list(names)).with_format("arrow")[:]
+    return {EXTRA + name: as_strings(table, name, data.column(name), "label") for name in names}
 
 
 def number_rows(split: str, table: Table) -> dict[str, Any]:

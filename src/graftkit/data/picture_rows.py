@@ -13,7 +13,7 @@ import numpy as np
 
 from graftkit.config import AtLeastOne
 from graftkit.data.checks import BadRows, check_filled, check_known_to_model, check_parsed
-from graftkit.data.columns import Columns, LabelledRows, as_strings, number_rows, read_columns
+from graftkit.data.columns import EXTRA, Columns, LabelledRows, as_strings, extra_columns, number_rows, read_columns
 from graftkit.data.files import Table
 from graftkit.data.picture_columns import Stored, choose_picture_columns, find_pictures
 from graftkit.data.picture_sources import PICTURES
@@ -68,11 +68,11 @@ class ImageDataConfig:
     """at most so many rows of train, every class in its share"""
 
 
-def load_pictures(config: ImageDataConfig, seed: int) -> Splits:
+def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = ()) -> Splits:
     """Train, dev and test, every picture opened once; what is not there is cut from train, the same for the same seed.
 
     UserError for what cannot be found, read or learnt from. Pictures that look the same count as one in the cuts and
-    in the warnings: see `pictures.group_alike`.
+    in the warnings: see `pictures.group_alike`. `extra` columns come along as strings, named `column:<name>`.
     """
     named = {"train": config.train, "dev": config.dev, "test": config.test}
     tables, notes = load_tables(config.path, config.subset, named, PICTURES)
@@ -81,7 +81,7 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Splits:
         check_parsed(split, table, bad)
     columns, column_notes = choose_picture_columns(tables["train"], config.image, config.label)
     stored = {split: find_pictures(table, columns["image"]) for split, table in tables.items()}
-    labelled = {split: _label_rows(split, table, columns, stored[split]) for split, table in tables.items()}
+    labelled = {split: _label_rows(split, table, columns, stored[split], extra) for split, table in tables.items()}
     filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
     checked = check_labels(filled, bad)  # before pictures are opened, which may take minutes
     surveyed, survey_note = _survey_splits(checked, stored, bad)
@@ -99,7 +99,9 @@ def load_pictures(config: ImageDataConfig, seed: int) -> Splits:
     return replace(splits, facts={**splits.facts, "sizes": {split: _sizes(rows) for split, rows in contents.items()}})
 
 
-def load_test_pictures(config: ImageDataConfig, labels: Sequence[str], usual: Columns) -> RowsToScore:
+def load_test_pictures(
+    config: ImageDataConfig, labels: Sequence[str], usual: Columns, extra: Sequence[str] = ()
+) -> RowsToScore:
     """The pictures of test alone, every one opened once, for a model that has these labels: see `load_test_texts`."""
     table, notes = load_test(config.path, config.subset, config.test, PICTURES)
     bad = BadRows(drop=config.bad_rows == "drop")
@@ -107,7 +109,7 @@ def load_test_pictures(config: ImageDataConfig, labels: Sequence[str], usual: Co
     wanted = prefer({"image": config.image, "label": config.label}, usual, table)
     columns, column_notes = choose_picture_columns(table, wanted["image"], wanted["label"])
     stored = find_pictures(table, columns["image"])
-    rows = check_filled("test", _label_rows("test", table, columns, stored), bad, ROLES)
+    rows = check_filled("test", _label_rows("test", table, columns, stored, extra), bad, ROLES)
     known = meanings(labels)
     rows = check_known_to_model(rows, known, bad)
     surveyed, survey_note = _survey_splits({"test": rows}, {"test": stored}, bad)
@@ -117,7 +119,7 @@ def load_test_pictures(config: ImageDataConfig, labels: Sequence[str], usual: Co
     return replace(made, facts={**made.facts, "sizes": {"test": _sizes(rows)}})
 
 
-def _label_rows(split: str, table: Table, columns: Columns, stored: Stored) -> LabelledRows:
+def _label_rows(split: str, table: Table, columns: Columns, stored: Stored, extra: Sequence[str]) -> LabelledRows:
     import pyarrow as pa
 
     labels = read_columns(table, {"label": columns["label"]})["label"]
@@ -126,6 +128,7 @@ def _label_rows(split: str, table: Table, columns: Columns, stored: Stored) -> L
         "position": np.arange(len(table.numbers)),
         "image": stored.names,
         "label": as_strings(table, columns["label"], labels, "label"),
+        **extra_columns(table, extra),
     }
     return LabelledRows(table.where, pa.table(rows), said=("sha256", "label"))
 
@@ -191,13 +194,14 @@ def _to_dataset(stored: Mapping[str, Stored], rows: LabelledRows) -> Dataset:
     from datasets import Dataset, concatenate_datasets
 
     contents, positions = stored[rows.where].contents, rows.column("position")
-    columns = {name: rows.rows.column(name) for name in COLUMNS if name != "bytes"}
+    extra = [name for name in rows.rows.column_names if name.startswith(EXTRA)]
+    columns = {name: rows.rows.column(name) for name in (*COLUMNS, *extra) if name != "bytes"}
     if contents is None:
         columns["bytes"] = pa.nulls(len(rows), pa.binary())
-        return Dataset(pa.table({name: columns[name] for name in COLUMNS}))
+        return Dataset(pa.table({name: columns[name] for name in (*COLUMNS, *extra)}))
     taken = np.full(len(contents), -1)
     taken[positions] = np.arange(len(rows))
     places = pa.array(taken, mask=taken < 0)
     others = Dataset(pa.table({name: column.take(places) for name, column in columns.items()}))  # null in dropped rows
-    whole = concatenate_datasets([others, contents], axis=1).select_columns(list(COLUMNS))
+    whole = concatenate_datasets([others, contents], axis=1).select_columns([*COLUMNS, *extra])
     return whole.select(positions)

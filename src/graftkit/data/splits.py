@@ -129,10 +129,11 @@ TEXTS = Kind(
 )
 
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = ()) -> Splits:
     """Train, dev and test, checked; what is not there is cut from train, the same way for the same seed.
 
-    UserError for what cannot be found, read or learnt from.
+    `extra` columns come along as strings, named `column:<name>`. UserError for what cannot be found, read or learnt
+    from.
     """
     named = {"train": config.train, "dev": config.dev, "test": config.test}
     tables, notes = load_tables(config.path, config.subset, named)
@@ -141,13 +142,15 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         check_parsed(split, table, bad)
     wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
     columns, column_notes = choose_columns(tables["train"], wanted, COLUMN_NAMES)
-    labelled = {split: label_rows(split, table, columns) for split, table in tables.items()}
+    labelled = {split: label_rows(split, table, columns, extra) for split, table in tables.items()}
     filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
     contents = number_contents(check_labels(filled, bad))
     return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed)
 
 
-def load_test_texts(config: DataConfig, labels: Sequence[str], usual: Columns) -> RowsToScore:
+def load_test_texts(
+    config: DataConfig, labels: Sequence[str], usual: Columns, extra: Sequence[str] = ()
+) -> RowsToScore:
     """The rows of test alone, checked, for a model that has these labels; `usual` are the columns that it read before.
 
     UserError for what cannot be found or read, and for a label that the model does not have.
@@ -157,7 +160,7 @@ def load_test_texts(config: DataConfig, labels: Sequence[str], usual: Columns) -
     check_parsed("test", table, bad)
     wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
     columns, column_notes = choose_columns(table, prefer(wanted, usual, table), COLUMN_NAMES)
-    rows = check_filled("test", label_rows("test", table, columns), bad, ROLES)
+    rows = check_filled("test", label_rows("test", table, columns, extra), bad, ROLES)
     known = meanings(labels)
     rows = check_known_to_model(rows, known, bad)
     return make_rows_to_score(config, columns, rows, known, bad, [*notes, *column_notes], TEXTS.to_dataset)

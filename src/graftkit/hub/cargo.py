@@ -20,6 +20,7 @@ from graftkit.export import ADAPTER
 from graftkit.fingerprint import file_hashes, settings
 from graftkit.report import write_report
 from graftkit.report.markdown import escape
+from graftkit.report.tables import copy_measures, table_hashes
 
 RUN, CARD, VERIFICATION = "run", "README.md", "verification.json"
 KEPT = ("metrics.json", "log.jsonl", "predictions-dev.parquet", "predictions-test.parquet")
@@ -76,6 +77,8 @@ def pack_run(folder: Path, place: Path, run: dict[str, Any], *, with_rows: bool)
         shutil.copy2(folder / name, target / name)
     run, free = dict(run), path_remover(folder, run)
     run.pop("root_folders", None)
+    for split in SPLITS:
+        copy_measures(folder, target, split, with_columns=with_rows)
     if with_rows:
         if not (folder / "rows-test.parquet").exists():
             raise UserError(f"--hub.with_rows: {folder} holds no rows; leave it out")
@@ -87,6 +90,7 @@ def pack_run(folder: Path, place: Path, run: dict[str, Any], *, with_rows: bool)
     run = map_texts(free, run) | {"labels": labels}
     files = file_hashes(place)
     run["saved"] |= {"files": {name: files[name] for name in files if "/" not in name}, "settings": settings(place)}
+    run["tables"] = table_hashes(target)
     (target / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     config = map_texts(free, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
     config["backbone"]["name"] = run["backbone"]["name"]

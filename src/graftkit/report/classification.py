@@ -24,6 +24,7 @@ from graftkit.report.markdown import (
     with_interval,
 )
 from graftkit.report.pictures import grid
+from graftkit.report.reading import Reading
 from graftkit.report.sections import NOUNS, is_evaluation, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
@@ -42,18 +43,18 @@ MEANINGS = {
 }
 
 
-def measure(records: Sequence[Mapping[str, Any]], labels: Sequence[str], headline: str | None) -> dict[str, Any]:
+def measure(reading: Reading, split: str) -> dict[str, Any]:
     """All that metrics.json says of a split; macro F1 leads it by default. UserError for an unknown headline."""
-    headline = headline or "macro_f1"
+    headline, labels = reading.run.get("headline") or "macro_f1", reading.labels
     if headline not in classification.HEADLINES:
         raise UserError(
             f"no headline {headline!r} for a classifier; choose one of {', '.join(classification.HEADLINES)}"
         )
-    truth, predicted, probabilities = classification.arrays(records, labels)
+    truth, predicted, probabilities = reading.arrays[split]
     confusion = classification.confusion(truth, predicted, len(labels))
     intervals = {name: asdict(interval) for name, interval in classification.intervals(confusion).items()}
     return {
-        "rows": len(records),
+        "rows": len(truth),
         "headline": {"name": headline, **intervals[headline]},
         "scores": classification.scores(truth, predicted, probabilities),
         "intervals": intervals,

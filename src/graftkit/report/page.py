@@ -14,7 +14,8 @@ from typing import Any
 from graftkit.errors import UserError
 from graftkit.report import classification, error_browser, figures, html, pictures, sections
 from graftkit.report.markdown import decimals, number, title, with_interval
-from graftkit.report.tables import read_predictions, read_rows, written_aside
+from graftkit.report.reading import SPLITS, Reading, read_folder, read_run
+from graftkit.report.tables import read_rows, written_aside
 
 TASKS = {"text-classification": classification, "image-classification": classification}
 """For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`."""
@@ -22,7 +23,13 @@ TASKS = {"text-classification": classification, "image-classification": classifi
 FIGURES = dict.fromkeys(TASKS, figures)
 """For each task, the module that says what its page shows besides: `additions`."""
 
-SPLITS = ("dev", "test")
+PARTS: dict[str, dict[str, Any]] = {name: {} for name in TASKS}
+"""For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
+
+Each has `NAME`, under which metrics.json holds what it measured; `measure(reading)`, which returns that as plain JSON,
+or None where the run has not what it needs; `chapter(found, reading)`, its Markdown; and `addition(found, reading)`,
+what the page shows besides, or None. `found` is what `measure` returned, never None for `addition`.
+"""
 
 
 def write_report(folder: Path) -> dict[str, Any]:
@@ -35,20 +42,24 @@ def write_report(folder: Path) -> dict[str, Any]:
     task = TASKS.get(run.get("task"))
     if task is None:
         raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
-    metrics, records = {}, {}
-    for split in ("test",) if sections.is_evaluation(run) else SPLITS:
-        labels, records[split] = read_predictions(folder, split)
-        metrics[split] = task.measure(records[split], labels, run.get("headline"))
-    worst = task.worst(records["test"])
-    errors = error_browser.errors_of(records["test"])
+    reading = read_folder(folder, ("test",) if sections.is_evaluation(run) else SPLITS)
+    metrics = {split: task.measure(reading, split) for split in reading.records}
+    parts = PARTS[run["task"]]
+    metrics |= {part.NAME: found for part in parts.values() if (found := part.measure(reading)) is not None}
+    worst = task.worst(reading.records["test"])
+    errors = error_browser.errors_of(reading.records["test"])
     ids = [record["id"] for record in errors[: error_browser.MOST]]
     kept = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
     rows = {record["id"]: kept[record["id"]] for record in worst if record["id"] in kept}
+    scored = task.chapters(metrics, run, worst, rows)
+    last = scored.popitem()  # the errors
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),
         "Model" if sections.is_evaluation(run) else "Model and training": sections.model(run),
-        **task.chapters(metrics, run, worst, rows),
+        **scored,
+        **{heading: part.chapter(metrics.get(part.NAME), reading) for heading, part in parts.items()},
+        last[0]: last[1],
         "Time and memory": sections.costs(run),
         **({} if sections.is_evaluation(run) else {"Load the model": sections.loading(run)}),
         "How this was made": sections.origin(run, _read_config(folder)),
@@ -56,12 +67,21 @@ def write_report(folder: Path) -> dict[str, Any]:
     heading, summary = sections.heading(run), task.summary(metrics, run)
     page = [f"# {heading}", summary, *(f"## {name}\n\n{body}" for name, body in chapters.items())]
     log = [] if sections.is_evaluation(run) else _read_log(folder)
-    added = FIGURES[run["task"]].additions(metrics, run, labels, records["test"], errors, kept, log)
+    added = FIGURES[run["task"]].additions(metrics, run, reading.labels, reading.records["test"], errors, kept, log)
+    added |= _additions(parts, metrics, reading)
     _write(folder / "metrics.json", _json(metrics))
     pictures.replace(folder, pictures.files(worst, rows))
     _write(folder / "report.md", "\n\n".join(page))
     _write(folder / "report.html", html.page(heading, summary, chapters, added))
     return metrics
+
+
+def _additions(parts: Mapping[str, Any], metrics: Mapping[str, Any], reading: Reading) -> dict[str, html.Addition]:
+    """What the parts add to their chapters on the page."""
+    made = {
+        heading: part.addition(metrics[part.NAME], reading) for heading, part in parts.items() if part.NAME in metrics
+    }
+    return {heading: addition for heading, addition in made.items() if addition is not None}
 
 
 def metrics_text(metrics: Mapping[str, Any]) -> str:
@@ -76,19 +96,6 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     others = {name: value for name, value in metrics["test"]["scores"].items() if name != headline["name"]}
     lines.insert(1, "      " + ", ".join(f"{title(name)} {number(value, places)}" for name, value in others.items()))
     return "\n".join(lines)
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"no run.json in {folder}; give the folder of a run that went to its end") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); make the run again") from error
-    if not isinstance(run, dict):
-        raise UserError(f"{path} holds no record of a run; make the run again")
-    return run
 
 
 def _read_config(folder: Path) -> str | None:

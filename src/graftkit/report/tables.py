@@ -6,6 +6,7 @@ In two tables per split that anyone can open: `predictions-test.parquet` holds w
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LOGIT, PROBABILITY = "logit:", "probability:"
+MEASURE, COLUMN, GROUP = "measure:", "column:", "group"
 
 
 @contextmanager
@@ -80,6 +82,33 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     return labels, [dict(zip((*_NAMES, "logits", "probabilities", "loss"), row, strict=True)) for row in rows]
 
 
+def copy_measures(folder: Path, target: Path, split: str, *, with_columns: bool) -> None:
+    """Copy measures-<split>.parquet, if there is one, with or without the columns of the data."""
+    from pyarrow import parquet
+
+    path = folder / f"measures-{split}.parquet"
+    if path.exists():
+        table = parquet.read_table(path, partitioning=None)
+        names = [name for name in table.column_names if with_columns or not name.startswith(COLUMN)]
+        _write(target / path.name, {name: table[name] for name in names})
+
+
+def table_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each table of a run, by the name of its file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.parquet"))}
+
+
+def check_tables(folder: Path, recorded: Mapping[str, str] | None) -> None:
+    """Raise UserError where a table is not the one that run.json has the SHA-256 of; a table that is gone is not told.
+
+    Runs that were made before this was recorded pass.
+    """
+    found = table_hashes(folder)
+    for name, sha256 in (recorded or {}).items():
+        if name in found and found[name] != sha256:
+            raise UserError(f"{folder / name} was changed since the run made it (SHA-256); make the run again")
+
+
 def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write rows-<split>.parquet: id, sha256 of the content, then the other fields as they first appear in `rows`.
 
@@ -99,6 +128,32 @@ def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> P
 
     kept = {name: c for name, c in columns.items() if name in _ROW or any(value is not None for value in c)}
     return _write(folder / f"rows-{split}.parquet", {name: array(column) for name, column in kept.items()})
+
+
+def write_measures(folder: Path, split: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write measures-<split>.parquet: id, then what may go with an error, the same columns for all rows.
+
+    `measure:<name>` are floats, `column:<name>` a str or None, and `group` an int.
+    """
+    import pyarrow as pa
+
+    def array(name: str) -> pa.Array:
+        kind = pa.float64() if name.startswith(MEASURE) else pa.int64() if name == GROUP else pa.string()
+        return pa.array([row[name] for row in rows], kind)
+
+    return _write(folder / f"measures-{split}.parquet", {name: array(name) for name in rows[0]})
+
+
+def read_measures(folder: Path, split: str) -> dict[str, np.ndarray]:
+    """The columns of measures-<split>.parquet as arrays (rows,), `id` among them; none where there is no such file.
+
+    A number that is missing is NaN, a word that is missing None. Raises UserError where the file is no such table.
+    """
+    path = folder / f"measures-{split}.parquet"
+    if not path.exists():
+        return {}
+    table = _read(path, ("id",))
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def read_rows(folder: Path, split: str, ids: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from graftkit import image_backbone
 from graftkit.images import mix, read
 from graftkit.metrics import classification
+from graftkit.pictures import picture_measures
 from graftkit.records import label_records
-from graftkit.task import Batch, Record, Row
+from graftkit.task import Batch, Kept, Record, Row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,14 +120,14 @@ class ImageClassification:
     def overlong(self, rows: Sequence[Row]) -> None:
         """No picture is too large to be read."""
 
-    def kept(self, row: Row) -> dict[str, str | bytes | None]:
-        """Where the picture lies, and a small JPEG of it."""
+    def kept(self, row: Row) -> Kept:
+        """Where the picture lies, and a small JPEG of it; its size, brightness, contrast and sharpness."""
         picture = read(row)
         scale = THUMBNAIL / min(picture.size)
         size = [max(1, min(4 * THUMBNAIL, round(side * scale))) for side in picture.size]
         file = io.BytesIO()
         picture.resize(size).save(file, "JPEG", quality=80)
-        return {"path": row["path"], "thumbnail": file.getvalue()}
+        return Kept({"path": row["path"], "thumbnail": file.getvalue()}, picture_measures(picture))
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of timm, or of transformers."""

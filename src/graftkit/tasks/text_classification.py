@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from graftkit.export import load_saved, save_model, snippet
 from graftkit.metrics import classification
 from graftkit.records import label_records
-from graftkit.task import Batch, Record, Row
-from graftkit.text import encode, join_rows, pad, text_hash, token_lengths
+from graftkit.task import Batch, Kept, Record, Row
+from graftkit.text import encode, join_rows, pad, text_hash, text_measures, token_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,9 +83,10 @@ class TextClassification:
         joined = times * len(rows) + int(np.searchsorted(np.cumsum(tokens), rest)) + 1
         return join_rows(rows, joined) | {"label": self.labels[0]}
 
-    def kept(self, row: Row) -> dict[str, str | bytes | None]:
-        """The text, or pair of texts."""
-        return {name: row[name] for name in ("text", "text_pair") if name in row}
+    def kept(self, row: Row) -> Kept:
+        """The text, or pair of texts; its tokens before it is cut, and how many of them are unknown."""
+        content = {name: row[name] for name in ("text", "text_pair") if name in row}
+        return Kept(content, text_measures(self.tokenizer, *content.values()))
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of transformers, or of PEFT where the model is an adapter."""

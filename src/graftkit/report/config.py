@@ -1,0 +1,34 @@
+"""What is measured of a model, and told of it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graftkit.config import Share
+
+
+@dataclass(frozen=True)
+class ScoresConfig:
+    """What is measured on rows, and told of them?"""
+
+    group: str | None = None
+    """column of the data whose equal values belong together, such as a patient: intervals then draw whole groups"""
+    slice: list[str] | None = None
+    """columns of the data by whose values errors are counted, beside what is looked at anyway (length, brightness ...)
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the data that are read for the report alone."""
+        return tuple(dict.fromkeys([*([self.group] if self.group else []), *(self.slice or [])]))
+
+
+@dataclass(frozen=True)
+class ReportConfig(ScoresConfig):
+    """What is measured of the model, and told of it?"""
+
+    calibrate: bool = True
+    """fit one temperature on dev and fold it into the last layer, so that stated probabilities can be believed"""
+    alpha: Share = 0.1
+    """share of rows whose set of likely classes may miss the true one, and of answers that may be wrong where the model
+    abstains when it is not sure"""
