@@ -52,6 +52,13 @@ Make a run's report (report.html, report.md, metrics.json) again from its saved 
     graft report runs/reviews
 
 RUN is the folder of a run that went to its end, of a pulled run, or of an evaluation. No model is loaded."""
+CALIBRATE = """\
+Make a run's probabilities ones that can be believed: a new run with one temperature, fitted on dev, in its last layer.
+
+    graft calibrate runs/reviews
+
+Runs of the recipes are calibrated unless they were given --report.calibrate false. Which class a row gets stays as it
+is. The data are not needed."""
 COMPARE = """\
 Say whether a run is better than another on the same test rows, or whether that cannot be told, as Markdown.
 
@@ -197,6 +204,21 @@ def report(words: Sequence[str]) -> None:
     print(f"{metrics_text(metrics)}\n\nreport: {folder / 'report.md'}")
 
 
+def calibrate(words: Sequence[str]) -> None:
+    """`graft calibrate RUN`."""
+    parser = _parser("calibrate", CALIBRATE)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the new run, by default RUN-calibrated")
+    arguments = parser.parse_args(words)
+    from graftkit.recalibrate import recalibrate
+    from graftkit.report import metrics_text
+
+    folder = Path(arguments.run)
+    out = Path(arguments.out or folder.with_name(f"{folder.resolve().name}-calibrated"))
+    metrics = recalibrate(folder, out)
+    print(f"{metrics_text(metrics)}\n\nreport: {out / 'report.html'}")
+
+
 def compare(words: Sequence[str]) -> int:
     """`graft compare RUN_A RUN_B ...`; returns the exit code."""
     from graftkit.compare import compare as compare_runs
@@ -235,6 +257,7 @@ COMMANDS = {
     "push": (push, "check a run's model, and share it on the Hub"),
     "pull": (pull, "bring a pushed run back"),
     "report": (report, "make a run's report again from its tables"),
+    "calibrate": (calibrate, "make a run's probabilities ones that can be believed"),
     "compare": (compare, "say whether a run is better than another, or cannot be told to be"),
 }
 """What each command runs, with the words after it, and what it is for."""

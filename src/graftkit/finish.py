@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graftkit.calibrate import calibrate, write_note
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
 from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
@@ -39,24 +40,17 @@ MERGED_ROWS = 64  # of dev, on which a merged model must answer as its adapter d
 def finish(
     run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: ReportConfig, *, merge: bool
 ) -> dict[str, Any]:
-    """Save the model, load it again as anyone would, predict dev and test with that, and write the report.
+    """Calibrate and save the model, load it again as anyone would, predict dev and test, and write the report.
 
     The tables are predicted in fp32, whatever the training precision. With `merge`, LoRA's update is added to the
     weights, and the adapter by itself lies beside the model, in `adapter/`. Returns the metrics.
     """
     folder = run.folder / "model"
-
-    def save(place: Path, write: Callable[[Path], None]) -> None:
-        with explain_disk(run.folder), aside_then_renamed(place) as aside:
-            write(aside)
-
+    with run.phase("calibrate"):
+        how = {"wanted": settings.calibrate, "alpha": settings.alpha}
+        run.record["calibration"] = calibrate(run, task, model, splits.dev, lengths["dev"], **how)
     with run.phase("save"):
-        if merge and is_adapter(model):
-            run.once(lambda: save(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
-            model = merge_adapter(run, task, model, splits, lengths)
-        run.once(lambda: save(folder, lambda aside: task.save(aside, model)))
-        reloaded = task.load(folder)
-        check_saved(model, reloaded)
+        reloaded = save(run, task, model, splits, lengths, merge=merge)
     with run.phase("evaluate"):
         reloaded.to(run.accelerator.device)
         for split, rows in (("dev", splits.dev), ("test", splits.test)):
@@ -76,6 +70,27 @@ def finish(
         )
     run.end()
     return metrics
+
+
+def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> nn.Module:
+    """Write the model's folder, and the adapter's where it is merged; returns the model as anyone loads it."""
+    folder = run.folder / "model"
+
+    def write(place: Path, into: Callable[[Path], None]) -> None:
+        with explain_disk(run.folder), aside_then_renamed(place) as aside:
+            into(aside)
+
+    def write_model(aside: Path) -> None:
+        task.save(aside, model)
+        write_note(aside, run.record["calibration"])
+
+    if merge and is_adapter(model):
+        run.once(lambda: write(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
+        model = merge_adapter(run, task, model, splits, lengths)
+    run.once(lambda: write(folder, write_model))
+    reloaded = task.load(folder)
+    check_saved(model, reloaded)
+    return reloaded
 
 
 def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths) -> nn.Module:
