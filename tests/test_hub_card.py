@@ -117,6 +117,32 @@ def with_data(**change) -> dict[str, Any]:
     return make_run(data=RUN["data"] | change)
 
 
+def test_what_may_be_done_with_its_probabilities_is_told():
+    share = {"level": 0.95, "method": "clopper-pearson"}
+    found = {
+        "alpha": 0.1,
+        "sets": {"threshold": 0.125, "covered": {"value": 0.91, "low": 0.87, "high": 0.94, **share}, "mean_size": 1.42},
+        "abstention": {
+            "threshold": 0.84,
+            "answered": {"value": 0.6, "low": 0.53, "high": 0.66, **share},
+            "wrong": {"value": 0.05, "low": 0.02, "high": 0.1, **share},
+        },
+    }
+    known = make_run(calibration={"temperature": 1.234, "rows": 100, "reason": None})
+    told = chapter(card(run=known, metrics=METRICS | {"probabilities": found}), "Where it is weakest")
+    for words in (
+        "divided by 1.23,",
+        "100 dev rows",
+        "of 0.125 and more",
+        "for 90% of rows",
+        "0.91 (95% interval 0.87",
+    ):
+        assert words in told
+    for words in ("1.4 labels each", "of 0.840 and more", "at most 10%", "0.60 (95% interval", "0.05 (95% interval"):
+        assert words in told
+    assert "divided by" not in chapter(card(), "Where it is weakest")
+
+
 # metadata
 
 

@@ -189,7 +189,32 @@ def weaknesses(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     cut = look(run, "lengths", "truncated_share")
     if cut:
         facts.append(f"{percent(cut)} of the training texts were too long and were cut")
-    return "\n\n".join([bullets(facts), *_confused(test)])
+    return "\n\n".join([bullets(facts + _probabilities(run, metrics)), *_confused(test)])
+
+
+def _probabilities(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """Whether its probabilities were calibrated, and what may be done with them: thresholds and what they gave."""
+    facts, known = [], run.get("calibration") or {}
+    if known.get("temperature") is not None:
+        facts.append(
+            f"Calibrated: its logits are divided by {known['temperature']:.3g}, fitted on "
+            f"{plural(known['rows'], 'dev row')} (temperature scaling); this is in its last layer already"
+        )
+    sets, alpha = look(metrics, "probabilities", "sets") or {}, look(metrics, "probabilities", "alpha")
+    if sets.get("threshold") is not None:
+        facts.append(
+            f"All labels with a probability of {number(sets['threshold'], 3)} and more, and the likeliest in any case, "
+            f"are a set that should hold the true one for {percent(1 - alpha)} of rows (split conformal prediction); "
+            f"on test it did for {with_interval(sets['covered'])}, with {number(sets['mean_size'], 1)} labels each"
+        )
+    abstention = look(metrics, "probabilities", "abstention") or {}
+    if abstention.get("threshold") is not None and abstention.get("wrong"):
+        facts.append(
+            f"Answers with a probability of {number(abstention['threshold'], 3)} and more should be wrong in at most "
+            f"{percent(alpha)}; on test these were {with_interval(abstention['answered'])} of all rows, and "
+            f"{with_interval(abstention['wrong'])} of them were wrong"
+        )
+    return facts
 
 
 def _confused(test: Mapping[str, Any]) -> list[str]:
