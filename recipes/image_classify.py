@@ -3,7 +3,8 @@
     accelerate launch recipes/image_classify.py --data.path flowers --backbone.name mobilenetv3_small_100.lamb_in1k
 
 With no arguments it trains a small network on handwritten digits 0-4, once, and adapts it to a few dozen scans each of
-the digits 5-9, beside the same network from scratch. Every setting: --help.
+the digits 5-9, beside the same network from scratch. Every setting: --help. Once per seed: --run.seeds 0 1 2;
+cross-validated: --data.folds 5.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
+from graftkit.audit import make_audit
 from graftkit.config import start
 from graftkit.data import ImageDataConfig, load_pictures
 from graftkit.errors import UserError
@@ -23,7 +25,9 @@ from graftkit.image_cache import prepare_pictures
 from graftkit.images import ImageConfig
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
+from graftkit.report.metric_modules import check_metrics
 from graftkit.run import RunConfig, kept_run, open_run
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.train import TrainConfig, train
 
@@ -53,24 +57,29 @@ SOURCE = Config(
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    check_ready(config.hub)
     if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
+    if several_asked(config):
+        return run_several("image_classify", main, config)
+    check_ready(config.hub)
+    check_metrics(config.report.metrics)
     backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
     run = open_run("image_classify", config)
 
     with run.phase("data"):
-        splits = load_pictures(config.data, config.run.seed, config.report.columns)
+        splits = load_pictures(config.data, config.run.seed, config.report.columns, config.report.group)
+        check_metrics(config.report.metrics, splits.labels)
 
     with run.phase("backbone"):
         model = load_image_classifier(backbone, config.image, splits.labels, config.run.seed)
         workers, cached = prepare_pictures(run, model.preprocessing, splits)
         task = ImageClassification(model.preprocessing, splits.labels, splits.train, workers, cached)
         run.introduce(task, splits)
-        adapted = adapt(model.headed, config.adapt)
-        run.describe(adapted, config)
-
     lengths = {"train": None, "dev": None, "test": None}  # all pictures cost the same
+    make_audit(run, task, model.headed, splits, lengths, config.report)
+    adapted = adapt(model.headed, config.adapt)
+    run.describe(adapted, config)
+
     if config.run.dry_run:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 

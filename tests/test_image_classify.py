@@ -101,6 +101,7 @@ def test_it_learns_and_the_folder_holds_what_it_says(tmp_path, image_checkpoint,
     assert metrics["test"]["scores"]["accuracy"] > 0.6  # chance: 0.38
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml", "run.json", "log.jsonl", "timing.jsonl", "model", "predictions-test.parquet", "metrics.json",
+        "baselines-test.parquet", "measures-test.parquet", "measures-dev.parquet",
         "predictions-dev.parquet", "rows-test.parquet", "rows-dev.parquet", "report.md", "checkpoints",
     }  # fmt: skip
     record = json.loads((run / "run.json").read_text())

@@ -549,6 +549,7 @@ def test_facts_are_plain_json(tmp_path):
 def test_the_config_has_the_names_that_recipes_show():
     assert to_dict(ImageDataConfig()) == {
         **dict.fromkeys(["subset", "train", "dev", "test", "image", "label", "max_rows"]),
+        **dict.fromkeys(["seed", "folds", "fold"]),
         "path": "demo",
         "bad_rows": "error",
     }

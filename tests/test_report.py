@@ -271,7 +271,7 @@ def test_the_hash_of_a_text_is_that_of_its_bytes_and_tells_pairs_apart():
 def test_metrics_follow_the_agreed_form(tmp_path):
     metrics = write_report(make_run(tmp_path, headline="accuracy"))
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8")) == metrics
-    assert list(metrics) == ["dev", "test"]
+    assert list(metrics)[:2] == ["dev", "test"]
     test = metrics["test"]
     assert test["rows"] == 120
     assert list(test["headline"]) == ["name", "value", "low", "high", "level", "method"]
@@ -325,13 +325,13 @@ def test_the_report_holds_what_was_recorded(tmp_path):
             "text from “body”, label from “stars”\n",
             "train: 3 x missing text",
             "| refund | 30 | 30 | 30 |",
+            "50% of the texts have at most 14, the longest has 880; ",
+            "the model reads at most 256; 12 longer texts were cut (10%)",
         ],
         "Warnings and notes": ["**Warning:** 2 rows stand in train and in test", "- a tenth of train became dev"],
         "Model and training": [
             "org/some-model, revision main, BertForSequenceClassification",
             "top blocks: 3.6 million of 22.7 million parameters (16%)",
-            "50% of the texts have at most 14, the longest has 880; ",
-            "the model reads at most 256; 12 longer texts were cut (10%)",
             "5 epochs, 100 updates of 32 rows",
             "after update 80, the best on dev (macro F1 0.93)",
         ],
@@ -392,7 +392,8 @@ def test_no_text_or_label_can_break_the_page(tmp_path):
         assert set("".join(table[1])) <= set("-:")
     outside_code = re.sub(r"(`{3,})\w*\n.*?\n\1\n", "", report, flags=re.DOTALL)
     assert "<" not in outside_code
-    assert not re.findall(r"(?<!\\)`", outside_code)
+    named = re.sub(r"`(?:graft |--)[^`\n]*`", "", outside_code)  # commands and flags that the report tells of
+    assert not re.findall(r"(?<!\\)`", named)
     assert [line for line in outside_code.splitlines() if line.startswith("# ")] == [report.splitlines()[0]]
     errors = tables_of(chapter(report, "Worst errors"))[0]
     assert {cells[0] for cells in errors[2:]} <= {f"{escape(text)} **+** second &#124; text" for text in NASTY}
@@ -482,7 +483,7 @@ def test_classes_without_rows_are_told_apart_from_bad_ones(tmp_path):
     write_predictions(tmp_path, "test", records, LABELS)
     report = report_of(tmp_path)
     assert "1 class has no test row and could not be measured" in report
-    assert tables_of(chapter(report, "Classes"))[0][-1] == ["refund", "–", "–", "–", "0", "0"]
+    assert tables_of(chapter(report, "Classes"))[0][-1] == ["refund", *"––––", "0", "0", *"––"]
 
 
 def test_the_terminal_gets_a_few_lines(tmp_path):

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from test_report import LABELS, NASTY, chapter, make_records, make_run, tables_of
 from test_report_pictures import make_picture_run
+from test_slices import make_sliced
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.report import charts, error_browser, write_report
-from graftkit.report.figures import PAIRS, POINTS, bins
+from graftkit.report.figures import PAIRS, POINTS
+from graftkit.report.probabilities import bins
 from graftkit.report.tables import read_predictions, read_rows, write_predictions, write_rows
 
 VOID = {"meta", "img", "input", "br", "wbr", "link", "hr"}
@@ -99,6 +101,7 @@ RUNS = {
     "no rows here": lambda folder: make_run(folder, lead=1.0, keep_rows=False, rows_left_out=True),
     "no errors": lambda folder: make_run(folder, lead=30.0),
     "an evaluation": make_evaluation,
+    "slices": make_sliced,
     "a single row": lambda folder: make_run(folder, rows=1),
 }
 
@@ -227,7 +230,7 @@ def test_learning_curves_show_the_log_and_the_weights_kept(tmp_path):
     assert score[0] == ["Epoch", "macro F1"]
     assert [line[0] for line in score[1:]] == ["1", "2", "3", "4 (kept)", "5"]
     assert [line[1] for line in score[1:]] == ["0.67", "0.80", "0.86", "0.89", "0.91"]
-    assert len(page.all("circle", class_="ring")) == 1
+    assert source_of(tmp_path).split('id="score"')[1].split("</figure>")[0].count('class="ring"') == 1
 
 
 def test_long_curves_are_thinned(tmp_path):
@@ -504,6 +507,35 @@ def test_filters_and_search_find_errors(opened, kind):
     page.fill("#search", "nothing has this")
     assert visible(page) == []
     assert page.inner_text("#found") == f"0 of {rows} fit; 0 shown"
+
+
+@pytest.mark.browser
+def test_errors_are_filtered_by_slice(opened):
+    page = opened("slices", width=390)
+    rows = page.locator("#errors tbody tr").count()
+    choices = page.eval_on_selector_all("#slice option", "all => all.map(one => [one.value, one.textContent])")
+    assert choices[0] == ["", "any"]
+    assert any("“<b>web|”" in words for _, words in choices)
+    page.focus("#slice")
+    for value, words in choices[1:]:
+        page.keyboard.press("ArrowDown")
+        assert page.input_value("#slice") == value
+        inside = page.eval_on_selector_all(
+            "#errors tbody tr", f"all => all.filter(r => r.matches('[data-c~=\"{value}\"]')).length"
+        )
+        assert words.endswith(f" ({inside})")
+        assert 0 < inside < rows
+        assert page.inner_text("#found").startswith(f"{inside} of {rows} fit; ")
+        assert len(visible(page)) == min(inside, 50)
+    page.select_option("#slice", "0")
+    inside = len(visible(page))
+    page.select_option("#truth", "1")
+    both = page.locator("#errors tbody tr[data-t='1'][data-c~='0']:visible").count()
+    assert 0 < both == len(visible(page)) < inside
+    page.click("#clear")
+    assert page.input_value("#slice") == ""
+    assert len(visible(page)) == min(rows, 50)
+    assert page.get_by_label("Slice", exact=False).first.is_visible()
 
 
 @pytest.mark.browser

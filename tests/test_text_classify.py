@@ -96,6 +96,7 @@ def test_the_run_folder_holds_what_it_says(tmp_path, checkpoint, data):
     out, metrics = train(tmp_path, checkpoint("bert"), data)
     assert {path.name for path in out.iterdir()} == {
         "config.yaml", "run.json", "log.jsonl", "timing.jsonl", "model", "predictions-test.parquet", "metrics.json",
+        "baselines-test.parquet", "measures-test.parquet", "measures-dev.parquet",
         "predictions-dev.parquet", "rows-test.parquet", "rows-dev.parquet", "report.html", "report.md", "checkpoints",
     }  # fmt: skip
     events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]

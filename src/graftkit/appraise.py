@@ -18,9 +18,10 @@ from graftkit.data import DataConfig, ImageDataConfig, RowsToScore, load_test_pi
 from graftkit.data.sources import DEMO
 from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
-from graftkit.finish import write_tables
+from graftkit.finish import score_by_name, write_tables
 from graftkit.images import ImageConfig
 from graftkit.report import ScoresConfig, metrics_text, write_report
+from graftkit.report.metric_modules import check_metrics
 from graftkit.report.tables import table_hashes
 from graftkit.run import Run, open_run
 from graftkit.text import describe_lengths
@@ -111,9 +112,11 @@ def appraise(config: Config) -> dict[str, Any]:
         raise UserError("which model? Set --backbone.name to a folder or a Hub id")
     if config.data.path is None and not config.data.test:
         raise UserError("which rows? Set --data.path to a file, a folder or a data set on the Hub")
+    check_metrics(config.report.metrics)
     run = open_run("evaluate", config)
     found = find_classifier(config.backbone.name, config.backbone.revision)
     check_settings(found, config)
+    check_metrics(config.report.metrics, found.labels)
 
     with run.phase("data"):
         rows = load_rows(found, config.data, config.report.columns)
@@ -131,6 +134,7 @@ def appraise(config: Config) -> dict[str, Any]:
         records = predict_rows(run.accelerator, task, model, rows.test, lengths)
         tables = (run.folder, task, "test", rows.test, records, config.report, config.run.keep_rows)
         run.once(lambda: write_tables(*tables))
+        score_by_name(run, task, "test", records, config.report.metrics)
     run.record |= {"report": asdict(config.report), "tables": run.once(lambda: table_hashes(run.folder))}
     run.save_record()
     metrics = run.once(lambda: write_report(run.folder))

@@ -88,6 +88,8 @@ def locate(name: str, revision: str | None = None) -> Located:
     record = folder / "run.json"
     if record.exists() and (run := _read(name, record)).get("recipe") == "evaluate":
         raise UserError(f"{name} is an evaluation of {run['backbone']['name']}, and holds no model; name that")
+    if record.exists() and (several := (run := _read(name, record)).get("seeds") or run.get("folds")):
+        raise UserError(f"{name} holds {len(several)} models; name one of them, such as {folder / several[0]['name']}")
     files = [place / file for place in (folder, folder / "model") for file in (ADAPTER, CONFIG)]
     file = next((file for file in files if file.exists()), None)
     if file is None and (folder / "config.yaml").exists():

@@ -50,8 +50,12 @@ REPORT = """\
 Make a run's report (report.html, report.md, metrics.json) again from its saved tables, and print the scores.
 
     graft report runs/reviews
+    graft report runs/reviews --explain
+    graft report runs/reviews --audit
 
-RUN is the folder of a run that went to its end, of a pulled run, or of an evaluation. No model is loaded."""
+RUN is the folder of a run that went to its end, of a pulled run, or of an evaluation. No model is loaded, but for
+--explain, which keeps the words or pictures of some 20 rows of test in the folder, and for --audit, which reads the data
+again and asks the pretrained checkpoint which labels are probably wrong."""
 CALIBRATE = """\
 Make a run's probabilities ones that can be believed: a new run with one temperature, fitted on dev, in its last layer.
 
@@ -196,12 +200,42 @@ def report(words: Sequence[str]) -> None:
 
     parser = _parser("report", REPORT)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
-    folder = Path(parser.parse_args(words).run)
+    parser.add_argument("--explain", action="store_true", help="say what moved the model on some rows of test")
+    parser.add_argument("--audit", action="store_true", help="look for labels that are probably wrong; takes minutes")
+    parser.add_argument("--data.path", dest="path", metavar="DATA", help="the data, where the run would not find them")
+    arguments = parser.parse_args(words)
+    folder = Path(arguments.run)
+    if arguments.path and not (arguments.explain or arguments.audit):
+        raise UserError("--data.path does nothing without --explain or --audit; leave it out")
     try:
+        if arguments.explain:
+            _explain(folder, arguments.path)
+        if arguments.audit:
+            _audit(folder, arguments.path)
         metrics = write_report(folder)
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror})") from error
     print(f"{metrics_text(metrics)}\n\nreport: {folder / 'report.md'}")
+
+
+def _audit(folder: Path, data_path: str | None) -> None:
+    """Look at the labels of a run's data, and keep what is found in the run's folder."""
+    from graftkit.audit import audit_run
+
+    print(audit_run(folder, data_path))
+
+
+def _explain(folder: Path, data_path: str | None) -> None:
+    """Let the model of a run explain some of its answers, and keep that in the run's folder."""
+    from graftkit.explain import check_explainable, choose, explain_run
+    from graftkit.hub.rows import content, rows_of_test
+    from graftkit.report.reading import read_folder, read_run
+
+    check_explainable(folder, run := read_run(folder))
+    reading = read_folder(folder, ("test",))
+    chosen = {reading.records["test"][place]["id"] for place in choose(reading.records["test"])}
+    rows = rows_of_test(folder, run, data_path)
+    explain_run(reading, {row["id"]: content(run, row) for row in rows if row["id"] in chosen})
 
 
 def calibrate(words: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ class Range:
     holds: Callable[[float], bool]
 
 
+AtLeastTwo = Annotated[int, Range("a whole number from 2 up", lambda number: number >= 2)]
 AtLeastOne = Annotated[int, Range("a whole number from 1 up", lambda number: number >= 1)]
 NotNegativeInt = Annotated[int, Range("a whole number from 0 up", lambda number: number >= 0)]
 NotNegative = Annotated[float, Range("a number from 0 up", lambda number: 0 <= number < inf)]
@@ -43,6 +44,7 @@ WORDS = {
     float: "a number",
     str: "text",
     list[str]: "a list such as a,b",
+    list[int]: "a list such as 0,1,2",
     NoneType: "null",
 }
 
@@ -139,7 +141,10 @@ def is_first_process() -> bool:
 
 
 def _read_flags(words: list[str], hints: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Name and text of each `--name value` or `--name=value`; a bare boolean is true, `null` is None if that may be."""
+    """Name and text of each `--name value` or `--name=value`; a bare boolean is true, `null` is None if that may be.
+
+    A list may also be several words, `--name a b`, as if there were commas between them.
+    """
     while words:
         word = words.pop(0)
         name, equals, text = word.removeprefix("--").partition("=")
@@ -148,6 +153,8 @@ def _read_flags(words: list[str], hints: dict[str, Any]) -> Iterator[tuple[str, 
         hint = _find(name, hints)
         if not equals and words and not words[0].startswith("--"):
             text = words.pop(0)
+            while _is_list(hint) and words and not words[0].startswith("--"):
+                text += "," + words.pop(0)
         elif not equals and bool in _kinds(hint):
             text = "true"
         elif not equals:
@@ -218,7 +225,7 @@ def _read_value(name: str, hint: Any, value: Any, origin: str) -> Any:
     kinds = _kinds(hint)
     if (value is None and NoneType in kinds) or (isinstance(value, str) and str in kinds):
         return value
-    if isinstance(value, str) and list[str] in kinds and not value.startswith("["):
+    if isinstance(value, str) and _is_list(hint) and not value.startswith("["):
         value = [item.strip() for item in value.split(",") if item.strip()]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
@@ -233,6 +240,10 @@ def _read_value(name: str, hint: Any, value: Any, origin: str) -> Any:
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     nearest = _did_you_mean(str(wrong), choices, "{!r}")
     raise UserError(f"--{name} must be {_describe(hint)}, not {_show(wrong)}{origin}{nearest}")
+
+
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(kind) is list for kind in _kinds(hint))
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

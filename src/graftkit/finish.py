@@ -13,15 +13,18 @@ import numpy as np
 from graftkit.calibrate import calibrate, write_note
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
+from graftkit.explain import explain_test
 from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
 from graftkit.failures import explain_disk
 from graftkit.fingerprint import file_hashes, settings
 from graftkit.report import ReportConfig, ScoresConfig, metrics_text, write_report
+from graftkit.report.metric_modules import measure_named
 from graftkit.report.tables import (
     COLUMN,
     GROUP,
     MEASURE,
     table_hashes,
+    write_baselines,
     write_measures,
     write_predictions,
     write_rows,
@@ -57,7 +60,13 @@ def finish(
             records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
             tables = (run.folder, task, split, rows, records, settings, run.settings.keep_rows)
             run.once(lambda tables=tables: write_tables(*tables))
+            score_by_name(run, task, split, records, settings.metrics)
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
+    with run.phase("baselines"):
+        run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits))
+    if settings.explain:
+        with run.phase("explain"):
+            explain_test(run, task, reloaded, splits.test, records)
     run.record |= {"report": dataclasses.asdict(settings), "tables": run.once(lambda: table_hashes(run.folder))}
     run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
     run.save_record()
@@ -154,6 +163,23 @@ def write_tables(
             folder, split, (row | (one.content if content else {}) for row, one in zip(known, kept, strict=True))
         )
         write_measures(folder, split, measured)
+
+
+def ask_baselines(folder: Path, task: Task, splits: Splits) -> dict[str, Any]:
+    """Write what simple answers say of test; returns how each came about, by its name."""
+    found = task.baselines(splits.train, splits.dev, splits.test)
+    with explain_disk(folder):
+        write_baselines(folder, list(splits.test["id"]), {name: baseline.given for name, baseline in found.items()})
+    return {name: baseline.facts for name, baseline in found.items()}
+
+
+def score_by_name(run: Run, task: Task, split: str, records: Sequence[Record], names: Sequence[str] | None) -> None:
+    """Record what the metrics of `--report.metrics` give for a split; one that fails is a warning, not the end."""
+    if names:
+        found, troubles = run.once(lambda: measure_named(names, task.labels, records))
+        run.record.setdefault("metrics", {})[split] = found
+        for trouble in troubles:
+            run.say(trouble, warning=True)
 
 
 def number_groups(values: Sequence[str | None]) -> list[int]:

@@ -26,16 +26,34 @@ class Headed:
 
 def load_classifier(config: BackboneConfig, labels: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:
     """A text checkpoint with a classification head for `labels`, and a row in its embedding for every token."""
+    return _load_for_texts(config, "AutoModelForSequenceClassification", "SEQ_CLS", labels, tokenizer, seed)
+
+
+def load_token_classifier(
+    config: BackboneConfig, labels: list[str], tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Headed:
+    """Likewise with a head that gives each token one of `labels`."""
+    return _load_for_texts(config, "AutoModelForTokenClassification", "TOKEN_CLS", labels, tokenizer, seed)
+
+
+def _load_for_texts(
+    config: BackboneConfig,
+    auto_class: str,
+    peft_task: str,
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+) -> Headed:
     import torch
 
     torch.manual_seed(seed)
-    headed = with_classifier(config, "AutoModelForSequenceClassification", labels)
+    headed = with_classifier(config, auto_class, labels)
     model = headed.model
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id  # not before: it may be the new row
-    return replace(headed, new_tokens=list(range(rows, len(tokenizer))), peft_task="SEQ_CLS")
+    return replace(headed, new_tokens=list(range(rows, len(tokenizer))), peft_task=peft_task)
 
 
 def with_classifier(config: BackboneConfig, auto_class: str, labels: list[str], **settings: Any) -> Headed:

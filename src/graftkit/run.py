@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from graftkit import __version__
 from graftkit.config import NotNegativeInt, differences, to_dict, to_yaml
 from graftkit.download import origin_of, pin
+from graftkit.energy import Meter, start_meter
 from graftkit.errors import UserError
 from graftkit.machine import (
     cache_folder,
@@ -50,6 +51,8 @@ class RunConfig:
     """folder of the run; by default runs/<recipe>-<time>"""
     seed: NotNegativeInt = 0
     """seed of the new head, the order of rows and dropout"""
+    seeds: list[int] | None = None
+    """train once per seed, such as 0 1 2, each into a folder of its own in --run.out, and report over them"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """numbers to train in; auto takes bf16 where the hardware has it, fp16 on older GPUs, else fp32"""
     headline: str | None = None
@@ -85,6 +88,8 @@ class Run:
         self.headline = ""  # settled when the task is known
         self.spent, self.peak = 0.0, {}  # seconds and GiB of earlier parts of this run
         self.started = time.perf_counter()
+        self.meter = start_meter() if self.main else Meter({})
+        self.joules = dict.fromkeys(self.meter.read(), 0.0)  # of earlier parts of this run
         self.record: dict[str, Any] = {
             "graftkit": __version__,
             "recipe": recipe,
@@ -144,7 +149,8 @@ class Run:
             seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def end(self) -> None:
-        """Close the trackers. The group of processes stays until the program ends: another run may follow."""
+        """Close meter and trackers. The group of processes stays until the program ends: another run may follow."""
+        self.meter.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -155,6 +161,8 @@ class Run:
         self.record["peak_memory_gib"] = {
             name: None if value is None else max(value, self.peak.get(name) or 0.0) for name, value in now.items()
         }
+        joules = self.meter.read().items()
+        self.record["energy"] = {name: round(self.joules[name] + now, 1) for name, now in joules if name in self.joules}
         if self.main:
             write_aside(self.folder / "run.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
 
@@ -196,6 +204,7 @@ class Run:
         self.record |= {name: before[name] for name in ("training",) if name in before}
         self.spent = before["seconds"].get("total", 0.0)
         self.peak = before.get("peak_memory_gib") or {}
+        self.joules = before.get("energy") or {}
 
     def describe(self, adapted: Any, config: Any) -> None:
         """Say what trains, of how much."""
@@ -332,7 +341,7 @@ def _choose_folder(recipe: str, config: Any) -> Path:
     if settings.resume and settings.overwrite:
         raise UserError("--run.resume and --run.overwrite exclude each other; choose one")
     if settings.resume:
-        return _check_resume(config)
+        return check_resume(config)
     folder = Path(settings.out or f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run.out {folder} is a file; name a folder")
@@ -345,7 +354,8 @@ def _choose_folder(recipe: str, config: Any) -> Path:
     return folder
 
 
-def _check_resume(config: Any) -> Path:
+def check_resume(config: Any) -> Path:
+    """The folder to go on in. Raises UserError where it holds no run, or one of other settings."""
     import yaml
 
     if config.run.out is None:

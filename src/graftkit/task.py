@@ -25,6 +25,13 @@ class Kept(NamedTuple):
     measures: dict[str, float]  # numbers that an error may go with: the same names for every row of a task
 
 
+class Baseline(NamedTuple):
+    """What something simple, without a pretrained network, says of the test rows."""
+
+    given: list[str]  # the label of each row, in order
+    facts: dict[str, Any]  # plain JSON: `rows` that it learned from, `of` so many, `seconds`, and what was chosen
+
+
 Lengths = Mapping[str, "np.ndarray | None"]
 """Tokens of each row, (rows,) int32, by split; None where every row costs the same."""
 
@@ -84,6 +91,9 @@ class Task(Protocol):
 
     def kept(self, row: Row) -> Kept:
         """What the run's tables say of a row."""
+
+    def baselines(self, train: Sequence[Row], dev: Sequence[Row], test: Sequence[Row]) -> dict[str, Baseline]:
+        """What the model has to beat, by name: learned from train, chosen on dev, asked on test."""
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """Write a folder that plain libraries of the field load."""

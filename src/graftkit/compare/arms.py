@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -12,7 +12,9 @@ import numpy as np
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification
-from graftkit.report.reading import read_run
+from graftkit.metrics.slices import Slice
+from graftkit.report import slices
+from graftkit.report.reading import Reading, read_run
 from graftkit.report.tables import check_tables, read_predictions, read_rows
 
 SPLIT = "test"
@@ -28,6 +30,7 @@ class Run:
     labels: list[str]
     records: dict[str, Mapping[str, Any]]  # by the row's id
     digests: dict[str, str] | None  # of what each row holds, by id; None where the run was pulled without its rows
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,14 @@ class Rows:
 def load(names: Sequence[str]) -> tuple[list[Arm], Rows]:
     """The arms, all on the same rows; raises UserError where they are not, or where a folder is not whole.
 
-    A name is the folder of a run, or several with commas between them: the seeds of one arm.
+    A name is the folder of a run, or several with commas between them: the seeds of one arm. So is the folder of a run
+    over seeds.
     """
     if not 2 <= len(names) <= len(ascii_uppercase):
         raise UserError("name two runs or more, at most 26: graft compare RUN_A RUN_B (see graft compare --help)")
-    folders = [[Path(name)] if Path(name).is_dir() else [Path(part) for part in name.split(",")] for name in names]
+    folders = [
+        seed_folders(Path(name)) if Path(name).is_dir() else [Path(part) for part in name.split(",")] for name in names
+    ]
     check_folders(folders)
     runs = [[read(folder) for folder in arm] for arm in folders]
     reference = runs[0][0]
@@ -70,6 +76,11 @@ def load(names: Sequence[str]) -> tuple[list[Arm], Rows]:
         said = [[place[run.records[id]["prediction"]] for id in ids] for run in arm]
         arms.append(Arm(letter, name, arm, np.array(said)))
     return arms, Rows(ids, reference.labels, truth)
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The runs that a folder stands for: those of its seeds (`--run.seeds`), or itself."""
+    return [folder / one["name"] for one in read_run(folder).get("seeds") or []] or [folder]
 
 
 def check_folders(folders: Sequence[Sequence[Path]]) -> None:
@@ -96,13 +107,14 @@ def read(folder: Path) -> Run:
     by_id = {record["id"]: record for record in records}
     if len(by_id) < len(records):
         raise UserError(f"{folder}: an id stands twice in predictions-{SPLIT}.parquet; make the table again")
+    reading = Reading(folder, record, labels, {SPLIT: records})
     if record.get("rows_left_out"):
-        return Run(folder, headline, labels, by_id, None)
+        return Run(folder, headline, labels, by_id, None, reading)
     digests = {row["id"]: row["sha256"] for row in read_rows(folder, SPLIT)}
     lacking = [id for id in by_id if id not in digests]
     if lacking:
         raise UserError(f"{folder}: rows-{SPLIT}.parquet lacks {_some(lacking)} of predictions-{SPLIT}.parquet")
-    return Run(folder, headline, labels, by_id, digests)
+    return Run(folder, headline, labels, by_id, digests, reading)
 
 
 def check_labels(one: Run, other: Run) -> None:
@@ -132,6 +144,17 @@ def check_rows(one: Run, other: Run) -> None:
         raise UserError(
             f"{_some(changed)} has another label in {other.folder} than in {one.folder} ({labels}); {SAME_ROWS}"
         )
+
+
+def cut(runs: Sequence[Run], ids: Sequence[str]) -> tuple[Run | None, list[Slice]]:
+    """The slices of the rows of these ids, in this order, as the first run that cut them has them; and that run."""
+    for run in runs:
+        place = {id: i for i, id in enumerate(run.records)}
+        order = np.array([place[id] for id in ids])
+        found = [replace(one, inside=one.inside[order]) for one in slices.cut(run.reading)[0]]
+        if found:
+            return run, found
+    return None, []
 
 
 def contents(runs: Sequence[Run], ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from graftkit.compare.arms import Arm, Rows, contents, load
+from graftkit.compare.arms import SPLIT, Arm, Rows, contents, cut, load
 from graftkit.compare.difference import Difference, flips, measure, model_scores
 from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
 from graftkit.metrics.comparison import ALPHA, SWAPS
 from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, clopper_pearson
+from graftkit.metrics.slices import slice_changes
+from graftkit.report import slices
 from graftkit.report.classification import content_of
 from graftkit.report.markdown import bullets, decimals, escape, number, percent, plural, table, title
+from graftkit.report.sections import NOUNS
 from graftkit.report.tables import written_aside
 
-CLASSES = 5  # of those that changed, the most that are shown
+CLASSES = 5  # of those that changed, the most that are shown; of slices too
 FLIPPED = 5  # of the rows that flipped, each way
 MANY_SEEDS = 5  # in each arm, from which on nothing is said of few
 
@@ -101,6 +104,7 @@ def _chapter(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
         _verdict(reference, arm, rows, differences),
         table(("Score", "Difference", f"{LEVEL:.0%} interval", raised), lines, numbers=[1, 3]),
         _classes(reference, arm, rows),
+        _slices(reference, arm, rows),
     ]
     return "\n\n".join(parts + ([_flipped(reference, arm, rows)] if pair else []))
 
@@ -167,6 +171,33 @@ def _classes(reference: Arm, arm: Arm, rows: Rows) -> str:
     intro = f"Of {plural(len(rows.labels), 'class', 'classes')}. {which}, by F1:"
     after = f"\n\np is that of the rows lost and gained, raised for {len(rows.labels)} classes." if pair else ""
     return f"### Classes\n\n{intro}\n\n{table(header, lines, numbers=range(1, len(header)))}{after}"
+
+
+def _slices(reference: Arm, arm: Arm, rows: Rows) -> str:
+    """The slices whose share of right answers changed most."""
+    run, found = cut([*reference.runs, *arm.runs], rows.ids)
+    if run is None:
+        return "### Slices\n\nNot compared: these runs kept no measures of their rows by which they could be cut."
+    changed = slice_changes(found, rows.truth, reference.said, arm.said)
+    changed = [line for line in changed if line["right"][0] != line["right"][1]]
+    if not changed:
+        return f"### Slices\n\nNone of {plural(len(found), 'slice')} has another share right."
+    pair, lines = "p" in changed[0], []
+    for line in changed[:CLASSES]:
+        name = slices.words(line, NOUNS[run.reading.run["task"]])
+        shares, change = map(percent, line["right"]), _signed(100 * (line["right"][1] - line["right"][0]), 0)
+        cells = [escape(name[0].upper() + name[1:]), f"{line['rows']:,}", *shares, change]
+        lines.append(cells + ([f"{line['lost']:,}", f"{line['gained']:,}", _probability(line["p"])] if pair else []))
+    header = ["Slice", "Rows", f"Right in {reference.letter}", f"Right in {arm.letter}", "Change (points)"]
+    header += ["Rows lost", "Rows gained", "p"] if pair else []
+    which = f"The {CLASSES} of {len(changed)} that changed most" if len(changed) > CLASSES else "Those that changed"
+    intro = (
+        f"Of {plural(len(found), 'slice')}, as {escape(str(run.folder))} measured the rows. {which}, by what is right:"
+    )
+    after = f"\n\np is that of the rows lost and gained, raised for {plural(len(found), 'slice')}." if pair else ""
+    if pair and run.reading.groups(SPLIT) is not None:
+        after += " It takes rows as independent; here they come in groups, so it is too small where a group is alike."
+    return f"### Slices\n\n{intro}\n\n{table(header, lines, numbers=range(1, len(header)))}{after}"
 
 
 def _flipped(reference: Arm, arm: Arm, rows: Rows) -> str:

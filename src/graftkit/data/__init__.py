@@ -8,6 +8,7 @@ from graftkit.data.files import Table, read_file
 from graftkit.data.picture_rows import ImageDataConfig, load_pictures, load_test_pictures
 from graftkit.data.sources import load_tables
 from graftkit.data.splits import DataConfig, RowsToScore, Splits, load_splits, load_test_texts
+from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 
 __all__ = [
     "DataConfig",
@@ -15,9 +16,11 @@ __all__ = [
     "RowsToScore",
     "Splits",
     "Table",
+    "TaggedDataConfig",
     "load_pictures",
     "load_splits",
     "load_tables",
+    "load_tagged",
     "load_test_pictures",
     "load_test_texts",
     "read_file",

@@ -122,7 +122,24 @@ def extra_columns(table: Table, names: Sequence[str]) -> dict[str, pa.ChunkedArr
     if not names:
         return {}
     data = table.rows.select_columns(list(names)).with_format("arrow")[:]
-    return {EXTRA + name: as_strings(table, name, data.column(name), "label") for name in names}
+    return {EXTRA + name: _as_words(table, name, data.column(name)) for name in names}
+
+
+def _as_words(table: Table, column: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As `_to_strings`, and dates and times as ISO 8601 writes them. UserError for what holds several values a row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types, kind = pa.types, values.type
+    if types.is_date(kind) or types.is_timestamp(kind) or types.is_time(kind):
+        return pc.replace_substring_regex(values.cast(pa.string()), r"\.0+(Z?)$", r"\1")  # no parts of seconds
+    words = _to_strings(values, class_names(table, column))
+    if words is None:
+        raise UserError(
+            f"{table.where}: column {column!r} holds {kind}, and rows are told apart by one word, number or date each. "
+            "Set --report.slice and --report.group to other columns"
+        )
+    return words
 
 
 def number_rows(split: str, table: Table) -> dict[str, Any]:
@@ -153,8 +170,8 @@ def class_names(table: Table, column: str) -> list[str] | None:
 
 
 def a_role(role: str) -> str:
-    """The word with its article."""
-    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
+    """The word with its article; plurals, such as words and tags, have none."""
+    return role if role.endswith("s") else f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
 
 
 def sort_labels(labels: set[str], names: Sequence[str] | None) -> list[str]:
@@ -168,11 +185,23 @@ def sort_labels(labels: set[str], names: Sequence[str] | None) -> list[str]:
 
 
 def as_strings(table: Table, column: str, values: pa.ChunkedArray, role: str) -> pa.ChunkedArray:
-    """The names of a ClassLabel; numbers without needless digits (1.0 is '1'), booleans as 'true' and 'false'."""
+    """The column of a role by `_to_strings`, a label's with the names of its ClassLabel. UserError for other types."""
+    strings = _to_strings(values, class_names(table, column) if role == "label" else None)
+    if strings is None:
+        raise UserError(
+            f"{table.where}: column {column!r} holds {values.type}, and {a_role(role)} is one string. Set --data.{role}"
+        )
+    return strings
+
+
+def _to_strings(values: pa.ChunkedArray, names: Sequence[str] | None) -> pa.ChunkedArray | None:
+    """The `names` of a ClassLabel; numbers without needless digits (1.0 is '1'), booleans as 'true' and 'false'.
+
+    None for a type that holds no such values.
+    """
     import pyarrow as pa
 
     kind = values.type
-    names = class_names(table, column) if role == "label" else None
     if names is not None:  # the Hub writes -1 for a label that is withheld
         return _replace_each(values, lambda number: names[number] if number >= 0 else None)
     if pa.types.is_floating(kind):
@@ -182,9 +211,7 @@ def as_strings(table: Table, column: str, values: pa.ChunkedArray, role: str) ->
     types = pa.types
     texts = (types.is_string, types.is_large_string, types.is_null)
     if not any(holds(kind) for holds in (*texts, types.is_integer, types.is_decimal, types.is_boolean)):
-        raise UserError(
-            f"{table.where}: column {column!r} holds {kind}, and {a_role(role)} is one string. Set --data.{role}"
-        )
+        return None
     return values.cast(pa.string())
 
 

@@ -39,6 +39,32 @@ def cut_tenths(classes: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, 
     return {"test": np.isin(groups, order[:tenth]), "dev": np.isin(groups, order[tenth : 2 * tenth])}
 
 
+def cut_folds(classes: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, from 0, (rows,): each holds the classes in their shares, counted in groups, to a group.
+
+    Groups are dealt out class by class, in a seeded order; rows of one group stay together.
+    """
+    leaders = classes[np.unique(groups, return_index=True)[1]]  # (groups,) class
+    shuffled = np.random.default_rng(seed).permutation(len(leaders))
+    fold_of_group = np.empty(len(leaders), np.int64)
+    fold_of_group[shuffled[np.argsort(leaders[shuffled], kind="stable")]] = np.arange(len(leaders)) % folds
+    return fold_of_group[groups]
+
+
+def join_groups(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Numbers from 0 without gaps, (rows,): the same for rows that either numbering holds together, or a chain of both.
+
+    `one` and `other` (rows,) are numbered from 0.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first = int(one.max()) + 1
+    size = first + int(other.max()) + 1
+    links = coo_array((np.ones(len(one)), (one, first + other)), shape=(size, size))
+    return np.unique(connected_components(links, directed=False)[1][one], return_inverse=True)[1]
+
+
 def cut_rows(classes: np.ndarray, rows: int, seed: int) -> np.ndarray:
     """A stratified sample of so many rows, at least one of each class, as a mask (rows,).
 

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from graftkit.config import AtLeastOne
+from graftkit.config import AtLeastOne, AtLeastTwo, NotNegativeInt
 from graftkit.data.checks import BadRows, check_filled, check_known_to_model, check_parsed
 from graftkit.data.columns import EXTRA, Columns, LabelledRows, as_strings, extra_columns, number_rows, read_columns
 from graftkit.data.files import Table
 from graftkit.data.picture_columns import Stored, choose_picture_columns, find_pictures
 from graftkit.data.picture_sources import PICTURES
 from graftkit.data.repeats import add_contents
-from graftkit.data.sources import load_tables, load_test
+from graftkit.data.sources import load_test
 from graftkit.data.splits import (
     Checked,
     Kind,
     RowsToScore,
     Splits,
     check_labels,
+    load_to_cut,
     make_rows_to_score,
     make_splits,
     meanings,
@@ -66,16 +67,24 @@ class ImageDataConfig:
     """what becomes of bad rows: an error that names them, or they are dropped and counted"""
     max_rows: AtLeastOne | None = None
     """at most so many rows of train, every class in its share"""
+    seed: NotNegativeInt | None = None
+    """seed of what is cut from train, and of max_rows: the same rows for all seeds (by default --run.seed, or the first
+    of --run.seeds)"""
+    folds: AtLeastTwo | None = None
+    """cut train into so many folds, and train one model for each on the others: each row is tested by a model that has
+    not seen it"""
+    fold: AtLeastOne | None = None
+    """of the folds, train the model for this one alone, from 1 up"""
 
 
-def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = ()) -> Splits:
+def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = (), group: str | None = None) -> Splits:
     """Train, dev and test, every picture opened once; what is not there is cut from train, the same for the same seed.
 
     UserError for what cannot be found, read or learnt from. Pictures that look the same count as one in the cuts and
-    in the warnings: see `pictures.group_alike`. `extra` columns come along as strings, named `column:<name>`.
+    in the warnings: see `pictures.group_alike`. `extra` columns come along as strings, named `column:<name>`; rows with
+    the same value in the column `group`, one of them, are cut together.
     """
-    named = {"train": config.train, "dev": config.dev, "test": config.test}
-    tables, notes = load_tables(config.path, config.subset, named, PICTURES)
+    tables, notes = load_to_cut(config, PICTURES)
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
         check_parsed(split, table, bad)
@@ -95,7 +104,7 @@ def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = ())
         to_dataset=partial(_to_dataset, {table.where: stored[split] for split, table in tables.items()}),
     )
     known = Checked(tables, columns, contents, bad, [*notes, *column_notes, survey_note])
-    splits = make_splits(config, known, kind, seed)
+    splits = make_splits(config, known, kind, seed, group)
     return replace(splits, facts={**splits.facts, "sizes": {split: _sizes(rows) for split, rows in contents.items()}})
 
 

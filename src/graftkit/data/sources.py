@@ -170,7 +170,7 @@ def _offer(path: str, subset: str | None, named: Mapping[str, str | None], place
     if place.is_dir():
         return places.in_folder(place, path)
     if place.is_file():
-        return {"train": from_file(place, path)}
+        return {"train": places.at(place, path)}
     if not HUB_ID.fullmatch(path) or Path(path).suffix.lower() in READERS:
         raise UserError(f"no such file or folder: {path}. Set --data.path")
     if all(_names_file(name) for name in named.values()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from graftkit.config import AtLeastOne
+from graftkit.config import AtLeastOne, AtLeastTwo, NotNegativeInt
 from graftkit.data.checks import (
     BadRows,
     check_classes,
@@ -19,6 +19,7 @@ from graftkit.data.checks import (
     check_spelling,
 )
 from graftkit.data.columns import (
+    EXTRA,
     LABEL_NAMES,
     TEXT_NAMES,
     Columns,
@@ -28,7 +29,7 @@ from graftkit.data.columns import (
     label_rows,
     sort_labels,
 )
-from graftkit.data.cuts import cut_rows, cut_tenths
+from graftkit.data.cuts import cut_folds, cut_rows, cut_tenths, join_groups
 from graftkit.data.repeats import count_overlaps, count_repeats, number_contents
 from graftkit.data.sources import load_tables, load_test, reads_path
 from graftkit.errors import UserError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from graftkit.data.files import Table
+    from graftkit.data.sources import Places
 
 ROLES = ("text", "text_pair", "label")
 COLUMN_NAMES = {"text": TEXT_NAMES, "label": LABEL_NAMES}
@@ -66,6 +68,14 @@ class DataConfig:
     """what becomes of bad rows: an error that names them, or they are dropped and counted"""
     max_rows: AtLeastOne | None = None
     """at most so many rows of train, every class in its share"""
+    seed: NotNegativeInt | None = None
+    """seed of what is cut from train, and of max_rows: the same rows for all seeds (by default --run.seed, or the first
+    of --run.seeds)"""
+    folds: AtLeastTwo | None = None
+    """cut train into so many folds, and train one model for each on the others: each row is tested by a model that has
+    not seen it"""
+    fold: AtLeastOne | None = None
+    """of the folds, train the model for this one alone, from 1 up"""
 
 
 @dataclass(frozen=True)
@@ -129,14 +139,13 @@ TEXTS = Kind(
 )
 
 
-def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = ()) -> Splits:
+def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = (), group: str | None = None) -> Splits:
     """Train, dev and test, checked; what is not there is cut from train, the same way for the same seed.
 
-    `extra` columns come along as strings, named `column:<name>`. UserError for what cannot be found, read or learnt
-    from.
+    `extra` columns come along as strings, named `column:<name>`; rows with the same value in the column `group`, one of
+    them, are cut together. UserError for what cannot be found, read or learnt from.
     """
-    named = {"train": config.train, "dev": config.dev, "test": config.test}
-    tables, notes = load_tables(config.path, config.subset, named)
+    tables, notes = load_to_cut(config)
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
         check_parsed(split, table, bad)
@@ -145,7 +154,34 @@ def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = ()) -> Spl
     labelled = {split: label_rows(split, table, columns, extra) for split, table in tables.items()}
     filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
     contents = number_contents(check_labels(filled, bad))
-    return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed)
+    return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed, group)
+
+
+def load_to_cut(config: Any, places: Places | None = None) -> tuple[dict[str, Table], list[str]]:
+    """The tables to learn from, and notes; with folds, test is left out, since each fold is the test of one model."""
+    check_folds(config)
+    named = {"train": config.train, "dev": config.dev, "test": config.test}
+    tables, notes = load_tables(config.path, config.subset, named, places)
+    if config.folds is not None and "test" in tables:
+        left = tables.pop("test")
+        notes = [*notes, f"folds are cut from train; the {len(left.numbers):,} rows of {left.where} stay untouched"]
+    return tables, notes
+
+
+def check_folds(config: Any) -> None:
+    """Raise UserError for folds that cannot be; `config`: a DataConfig or its like."""
+    if config.folds is None:
+        if config.fold is not None:
+            raise UserError(f"--data.fold {config.fold}: of how many? Set --data.folds")
+        return
+    if config.test is not None:
+        raise UserError(
+            f"--data.test {config.test}: with --data.folds each fold is the test of one model; leave it out"
+        )
+    if config.fold is None:
+        raise UserError(f"--data.folds {config.folds} are as many models; set --data.fold to the one to train")
+    if config.fold > config.folds:
+        raise UserError(f"--data.fold {config.fold}: there are {config.folds} (--data.folds); name one from 1 up")
 
 
 def load_test_texts(
@@ -226,12 +262,17 @@ def check_labels(splits: Mapping[str, LabelledRows], bad: BadRows) -> dict[str, 
     return checked
 
 
-def make_splits(config: Any, checked: Checked, kind: Kind, seed: int) -> Splits:
+def make_splits(config: Any, checked: Checked, kind: Kind, seed: int, group: str | None = None) -> Splits:
     """Train, dev and test, cut where they are missing, described, and warned of; `config`: a DataConfig or its like."""
-    splits, cut_notes = _cut(checked.splits, config.max_rows, seed)
+    seed = seed if config.seed is None else config.seed
+    whole, few = checked.splits, []
+    taken, fold_notes = whole, []
+    if config.folds is not None:
+        taken, fold_notes, few = _take_fold(whole, config, kind, seed, group)
+    splits, cut_notes = _cut(taken, config.max_rows, seed, group)
     tables, columns, bad = checked.tables, checked.columns, checked.bad
     in_train, in_dev = splits["train"].label_counts(), splits["dev"].label_counts()
-    labels = sort_labels({*in_train, *in_dev}, class_names(tables["train"], columns["label"]))
+    labels = sort_labels({*whole["train"].label_counts(), *in_dev}, class_names(tables["train"], columns["label"]))
     repeats, overlaps = count_repeats(splits["train"], kind.things), count_overlaps(splits)
     facts = {
         "path": config.path if reads_path(config.path, config.train) else None,
@@ -239,34 +280,99 @@ def make_splits(config: Any, checked: Checked, kind: Kind, seed: int) -> Splits:
         "sources": {split: rows.where for split, rows in splits.items()},
         "columns": columns,
         "splits": {split: _describe(rows, labels) for split, rows in splits.items()},
-        "cut_from_train": {split: {"share": 0.1, "seed": seed} for split in splits if split not in tables},
+        "cut_from_train": {
+            split: {"share": 0.1 if split not in taken else 1 / config.folds, "seed": seed}
+            for split in splits
+            if split not in tables
+        },
         "max_rows": config.max_rows,
         "bad_rows": config.bad_rows,
         "dropped": bad.dropped,
         "repeats_in_train": repeats,
         "overlaps": overlaps,
     }
+    if config.folds is not None:
+        facts["fold"] = {"fold": config.fold, "folds": config.folds, "of": _describe(whole["train"], labels)}
     only_dev = [label for label in labels if label in in_dev and label not in in_train]
     return Splits(
         **{split: kind.to_dataset(rows) for split, rows in splits.items()},
         labels=labels,
         facts=facts,
-        notes=[*checked.notes, *bad.notes(), *cut_notes],
-        warnings=_warnings(kind, splits, repeats, overlaps, only_dev),
+        notes=[*checked.notes, *bad.notes(), *fold_notes, *cut_notes],
+        warnings=[*few, *_warnings(kind, splits, repeats, overlaps, only_dev)],
     )
 
 
-def _cut(splits: dict[str, LabelledRows], max_rows: int | None, seed: int) -> tuple[dict[str, LabelledRows], list[str]]:
+def _together(rows: LabelledRows, group: str | None) -> np.ndarray:
+    """A number from 0 for each row, (rows,): the same for rows that a cut must not part, by content or by `group`."""
+    contents = np.unique(rows.column("content"), return_inverse=True)[1]
+    if group is None:
+        return contents
+    named = [
+        f"row {place}" if value is None else f"value {value}"
+        for place, value in enumerate(rows.rows.column(EXTRA + group).to_pylist())
+    ]
+    return join_groups(contents, np.unique(named, return_inverse=True)[1])
+
+
+def _how_many_apart(rows: LabelledRows, apart: int, group: str | None) -> str:
+    """So many rows, and how many of them a cut can part."""
+    if apart == len(rows):
+        return f"{len(rows)} rows"
+    return (
+        f"{len(rows)} rows{f', of which only {apart} differ,' if group is None else f' in {apart} groups by {group}'}"
+    )
+
+
+def _take_fold(
+    splits: dict[str, LabelledRows], config: Any, kind: Kind, seed: int, group: str | None
+) -> tuple[dict[str, LabelledRows], list[str], list[str]]:
+    """The splits with the fold as test, and without its rows in train; notes and warnings."""
+    train, folds = splits["train"], config.folds
+    classes, numbers = train.classes(), _together(train, group)
+    apart = int(numbers.max()) + 1
+    if folds > apart:
+        raise UserError(
+            f"{train.where}: {_how_many_apart(train, apart, group)} are too few for --data.folds {folds}. "
+            "Add rows, or ask for fewer folds"
+        )
+    mine = cut_folds(classes, numbers, folds, seed) == config.fold - 1
+    names = list(train.label_counts())
+    each = np.unique(np.stack([classes, numbers]), axis=1)[0]
+    few = [repr(name) for name, count in zip(names, np.bincount(each), strict=True) if count < folds]
+    unseen = [repr(names[place]) for place in np.setdiff1d(classes[mine], classes[~mine])]
+    warnings = []
+    if few:
+        warnings.append(
+            f"labels with fewer {kind.things} that can be parted than {folds} folds, so that some folds test none: "
+            f"{_some(few)}"
+        )
+    if unseen:
+        warnings.append(
+            f"labels of which fold {config.fold} holds all rows, so that its model never saw: {_some(unseen)}"
+        )
+    taken = {**splits, "train": train.keep(~mine), "test": train.keep(mine)}
+    note = f"fold {config.fold} of {folds} is test: {int(mine.sum()):,} of {len(train):,} rows of train, seed {seed}"
+    return taken, [note], warnings
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _cut(
+    splits: dict[str, LabelledRows], max_rows: int | None, seed: int, group: str | None
+) -> tuple[dict[str, LabelledRows], list[str]]:
     """Train, dev and test, each missing one a tenth of train; `max_rows` comes last and changes no other."""
     train, notes = splits["train"], []
     missing = [split for split in ("dev", "test") if split not in splits]
     if missing:
-        contents, numbers = np.unique(train.column("content"), return_inverse=True)
+        numbers = _together(train, group)
         tenths = cut_tenths(train.classes(), numbers, seed)
         if tenths is None:
-            alike = "" if len(contents) == len(train) else f", of which only {len(contents)} differ,"
+            rows = _how_many_apart(train, int(numbers.max()) + 1, group)
             raise UserError(
-                f"{train.where}: {len(train)} rows{alike} are too few to cut {' and '.join(missing)} from. "
+                f"{train.where}: {rows} are too few to cut {' and '.join(missing)} from. "
                 f"Add rows, or set --data.{' and --data.'.join(missing)}"
             )
         splits = {**splits, **{split: train.keep(tenths[split]) for split in missing}}

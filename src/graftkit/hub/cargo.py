@@ -20,7 +20,7 @@ from graftkit.export import ADAPTER
 from graftkit.fingerprint import file_hashes, settings
 from graftkit.report import write_report
 from graftkit.report.markdown import escape
-from graftkit.report.tables import copy_measures, table_hashes
+from graftkit.report.tables import BASELINES, copy_measures, table_hashes
 
 RUN, CARD, VERIFICATION = "run", "README.md", "verification.json"
 KEPT = ("metrics.json", "log.jsonl", "predictions-dev.parquet", "predictions-test.parquet")
@@ -77,6 +77,8 @@ def pack_run(folder: Path, place: Path, run: dict[str, Any], *, with_rows: bool)
         shutil.copy2(folder / name, target / name)
     run, free = dict(run), path_remover(folder, run)
     run.pop("root_folders", None)
+    if (folder / BASELINES).exists():
+        shutil.copy2(folder / BASELINES, target / BASELINES)
     for split in SPLITS:
         copy_measures(folder, target, split, with_columns=with_rows)
     if with_rows:

@@ -108,6 +108,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / 'run.json'} is no record of a run; run it again") from error
     if recipe == "evaluate":
         raise UserError(f"{folder} is what graft evaluate found of a model, and holds none; give the run of a recipe")
+    several = run.get("seeds") or run.get("folds")
+    if several:
+        raise UserError(
+            f"{folder} holds {len(several)} models; give the folder of one, such as {folder / several[0]['name']}"
+        )
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
         raise UserError(

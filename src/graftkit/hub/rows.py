@@ -25,7 +25,7 @@ class Kind:
     size: Callable[[Row], int | None]  # letters or bytes; None where the row's content is not there
     content: Callable[[Row], Any]  # a text or pair of texts as a list; the bytes of a picture's file
     digest: Callable[[Any], str]  # SHA-256 of a content, as the run's table of rows has it
-    load: Callable[[Mapping[str, Any], int], Splits]  # from the section `data` of the run's settings, and its seed
+    load: Callable[..., Splits]  # from the section `data` of the run's settings, its seed, and its --report.group
 
 
 def _texts(row: Row) -> list[str]:
@@ -47,13 +47,13 @@ KINDS = {
         size=lambda row: sum(map(len, _texts(row))) if _texts(row) else None,
         content=_texts,
         digest=lambda texts: text_hash(*texts),
-        load=lambda data, seed: load_splits(DataConfig(**data), seed),
+        load=lambda data, seed, group: load_splits(DataConfig(**data), seed, [group] * bool(group), group),
     ),
     "image-classification": Kind(
         size=_file_size,
         content=_file_bytes,
         digest=lambda content: hashlib.sha256(content).hexdigest(),
-        load=lambda data, seed: load_pictures(ImageDataConfig(**data), seed),
+        load=lambda data, seed, group: load_pictures(ImageDataConfig(**data), seed, [group] * bool(group), group),
     ),
 }
 
@@ -69,9 +69,10 @@ def rows_of_test(folder: Path, run: Mapping[str, Any], data_path: str | None = N
     if kept and all(kind.size(row) is not None for row in kept):
         return kept
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    group = (settings.get("report") or {}).get("group")  # its rows were cut together
     data = settings["data"] | ({} if data_path is None else {"path": data_path})
     try:
-        splits = kind.load(data, settings["run"]["seed"])
+        splits = kind.load(data, settings["run"]["seed"], group)
     except UserError as error:
         raise UserError(
             f"the rows that {folder} was tested on are needed to check its model: {error}. "

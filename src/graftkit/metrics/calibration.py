@@ -36,9 +36,6 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float | None:
     """
     from scipy.optimize import brentq
 
-    if len(truth) == 0 or np.array_equal(logits.argmax(axis=1), truth):
-        return None
-
     def slope(log_temperature: float) -> float:
         """Of the summed loss by 1/T: the mean logit under softmax minus that of the true label."""
         return sum(_surplus(part, math.exp(-log_temperature)) for part in _shifted(logits, truth))
@@ -68,7 +65,7 @@ def conformal_threshold(probabilities: np.ndarray, truth: np.ndarray, alpha: flo
     labels is sure enough.
     """
     rows = len(truth)
-    reached = math.ceil((rows + 1) * (1 - alpha) - 1e-9)  # 10 x (1 - 0.7) is 3, not 3 and a rounding error
+    reached = _reached(rows, alpha)
     if reached > rows:
         return None
     given = np.sort(probabilities[np.arange(rows), truth])
@@ -85,6 +82,19 @@ def prediction_sets(probabilities: np.ndarray, threshold: float | None) -> np.nd
     sets = probabilities >= threshold
     sets[np.arange(len(sets)), probabilities.argmax(axis=1)] = True
     return sets
+
+
+def coverage_by_chance(rows: int, alpha: float, *, level: float = LEVEL) -> tuple[float, float]:
+    """Between which shares the sets of a `conformal_threshold` from so many rows hold the true label of new rows.
+
+    The rows happened to be these: the share over new rows has a Beta distribution (Vovk 2012, "Conditional validity of
+    inductive conformal predictors"). `rows` are enough for alpha.
+    """
+    from scipy.special import betaincinv
+
+    reached = _reached(rows, alpha)
+    ends = betaincinv(reached, rows + 1 - reached, [(1 - level) / 2, (1 + level) / 2])
+    return float(ends[0]), float(ends[1])
 
 
 @dataclass(frozen=True)
@@ -204,11 +214,46 @@ def calibration_by_chance(
     return float(drawn.mean()), float(np.quantile(drawn, level))
 
 
+def share(hits: np.ndarray, groups: np.ndarray | None = None, *, level: float = LEVEL) -> Interval:
+    """The share of rows, (rows,) bool, at least one, with its interval: exact (Clopper and Pearson) by row.
+
+    By group it is a BCa bootstrap; where all rows hit or none does, exact for that many groups.
+    """
+    rows, right = len(hits), int(hits.sum())
+    if groups is not None:
+        sums = _summed(np.stack([np.ones(rows), hits], axis=1), groups, seed=0)
+        found = bca({"share": _mean}, sums, np.ones(sums.shape[0]), level=level)["share"]
+        if right not in (0, rows):
+            return found
+        rows, right = sums.shape[0], sums.shape[0] * (right > 0)
+    low, high = clopper_pearson(right, rows, level)
+    return Interval(float(np.mean(hits)), low, high, level, "clopper-pearson")
+
+
 WIDTH = 2 + BINS  # what a row adds to the sums: itself, its loss, and its surplus to its bin
-_SCORES: dict[str, Statistic] = {
-    "log_loss": lambda totals: totals[:, 1] / totals[:, 0],
-    "calibration_error": lambda totals: np.abs(totals[:, 2:]).sum(axis=1) / totals[:, 0],
-}
+
+
+def _mean(totals: np.ndarray) -> np.ndarray:
+    """By row, of what each row adds to the second sum; to the first it adds 1."""
+    return totals[:, 1] / _rows(totals)
+
+
+def _error(totals: np.ndarray) -> np.ndarray:
+    """The calibration error, from the surplus in each bin."""
+    return np.abs(totals[:, 2:]).sum(axis=1) / _rows(totals)
+
+
+def _rows(totals: np.ndarray) -> np.ndarray:
+    """How many rows there are; NaN for none, as when the only one is left out."""
+    return np.where(totals[:, 0] > 0, totals[:, 0], np.nan)
+
+
+_SCORES: dict[str, Statistic] = {"log_loss": _mean, "calibration_error": _error}
+
+
+def _reached(rows: int, alpha: float) -> int:
+    """How many of `rows` true labels must be in their sets."""
+    return math.ceil((rows + 1) * (1 - alpha) - 1e-9)  # 10 x (1 - 0.7) is 3, not 3 and a rounding error
 
 
 def _losses(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

@@ -4,13 +4,18 @@ A bootstrap by row: draw as many rows as there are, with replacement, score them
 interval off the spread. It says how far the score would move on other rows of the same kind. It says nothing of another
 seed or of rows of another kind, and it cannot show what no row shows: with no error among the rows, every resample is
 without error too. `bca` then returns the method "constant", and `clopper_pearson` is what still holds.
+
+Rows that belong together, such as several of one patient, are drawn together: what is drawn is then a group, with all
+its rows (the cluster bootstrap; Davison and Hinkley 1997, section 3.8). "A row" below is whatever is drawn.
+
+What the intervals hold, measured: docs/intervals.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +23,10 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""A score as a function of sums over rows: totals (n, sums) -> (n,), finite also where a total is zero."""
+"""A score, or several, as a function of sums over rows: totals (n, sums) -> (n,) or (n, scores).
+
+NaN where the totals hold nothing to tell the score from: such a resample is left out.
+"""
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -45,21 +53,29 @@ def bca(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Interval]:
+) -> dict[str, Any]:
     """Bias-corrected and accelerated bootstrap intervals (Efron 1987, "Better bootstrap confidence intervals").
 
-    Rows that add the same are one kind, so 100,000 rows with 2,000 kinds cost as much as 2,000 rows would. All
-    statistics are read from the same resamples.
+    An `Interval` for a statistic that is one score, a list of them for one that is several. Rows that add the same are
+    one kind, so 100,000 rows with 2,000 kinds cost as much as 2,000 rows would. All statistics are read from the same
+    resamples.
     """
     everything = np.asarray(sizes, dtype=np.float64)[None] @ sums  # (1, sums)
-    drawn = _in_chunks(statistics, (w @ sums for w in _resample(sizes, resamples, np.random.default_rng(seed))))
-    left_out = _in_chunks(statistics, (everything - block.toarray() for block in _blocks(sums)))
-    intervals = {}
-    for name, statistic in statistics.items():
-        value = float(statistic(everything)[0])
-        low, high, method = _bca_ends(value, drawn[name], left_out[name], sizes, level)
-        intervals[name] = Interval(value, low, high, level, method)
-    return intervals
+    values = {name: statistic(everything)[0] for name, statistic in statistics.items()}
+    bends = _accelerations(statistics, values, everything, sums, sizes)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    for totals in _totals(sums, sizes, resamples, np.random.default_rng(seed)):
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(totals))
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        scores = np.concatenate(drawn[name])
+        if np.ndim(value) == 0:
+            found[name] = _interval(float(value), scores, float(bends[name]), level)
+        else:
+            columns = zip(value.tolist(), scores.T, bends[name].tolist(), strict=True)
+            found[name] = [_interval(*column, level) for column in columns]
+    return found
 
 
 def clopper_pearson(right: int, rows: int, level: float = LEVEL) -> tuple[float, float]:
@@ -75,22 +91,69 @@ def clopper_pearson(right: int, rows: int, level: float = LEVEL) -> tuple[float,
     return low, high
 
 
-def _bca_ends(
-    value: float, drawn: np.ndarray, left_out: np.ndarray, sizes: np.ndarray, level: float
-) -> tuple[float, float, str]:
-    """Low, high and method, from the scores of the resamples and those with one row of each kind left out."""
+def _interval(value: float, drawn: np.ndarray, acceleration: float, level: float) -> Interval:
+    """The interval of a score, from those of the resamples, (resamples,); NaN at both ends where there is no score."""
     from scipy.special import ndtr, ndtri
 
+    drawn = drawn[~np.isnan(drawn)]
+    if np.isnan(value) or not len(drawn):
+        return Interval(value, np.nan, np.nan, level, "constant")
     below = np.mean(drawn < value) / 2 + np.mean(drawn <= value) / 2
     half = 0.5 / len(drawn)  # where no resample lies on one side, the bias is large, not infinite
     bias = ndtri(np.clip(below, half, 1 - half))
-    gap = np.average(left_out, weights=sizes) - left_out
-    spread = np.sum(sizes * gap**2)
-    acceleration = np.sum(sizes * gap**3) / (6 * spread**1.5) if spread > 0 else 0.0
     shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     scale = np.maximum(1 - acceleration * shifted, 1e-9)  # below zero the formula would come back from the other end
-    low, high = np.quantile(drawn, ndtr(bias + shifted / scale))
-    return float(low), float(high), "bca" if low < high else "constant"
+    low, high = np.quantile(drawn, ndtr(bias + shifted / scale)).tolist()
+    return Interval(value, low, high, level, "bca" if low < high else "constant")
+
+
+def _accelerations(
+    statistics: Mapping[str, Statistic],
+    values: Mapping[str, np.ndarray],
+    everything: np.ndarray,
+    sums: csr_array,
+    sizes: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """How the spread of each score changes with the score: its skewness over leaving out each row in turn, by six.
+
+    Only powers of the changes are kept, not the changes, of which there are as many as kinds times scores. A row
+    without which nothing tells the score counts as one that changes nothing.
+    """
+    powers = {name: np.zeros((3, *np.shape(value))) for name, value in values.items()}
+    for block, counts in _blocks(sums, sizes):
+        totals = everything - block.toarray()
+        for name, statistic in statistics.items():
+            change = np.nan_to_num(statistic(totals) - values[name], nan=0.0)  # (kinds, ...)
+            weighted = change
+            for power in range(3):
+                powers[name][power] += counts @ weighted
+                weighted = weighted * change
+    rows = np.sum(sizes)
+    return {name: _skewness(*sums_of_powers, rows) / 6 for name, sums_of_powers in powers.items()}
+
+
+def _skewness(first: np.ndarray, second: np.ndarray, third: np.ndarray, rows: int) -> np.ndarray:
+    """Of mean - x, as the sum of its cubes over that of its squares to the 1.5, from sums of powers of x.
+
+    0 where x does not vary but for rounding.
+    """
+    mean = first / rows
+    squares = second - rows * mean**2
+    cubes = 3 * mean * second - 2 * rows * mean**3 - third
+    varies = squares > 1e-9 * second
+    return np.where(varies, cubes / np.where(varies, squares, 1) ** 1.5, 0.0)
+
+
+def _totals(sums: csr_array, sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yields the sums of resamples, (some, sums), as many together as are held at once, until there are `resamples`."""
+    parts: list[np.ndarray] = []
+    for counts in _resample(sizes, resamples, rng):
+        parts.append(counts @ sums)
+        if sum(map(len, parts)) * sums.shape[1] >= CHUNK:
+            yield np.concatenate(parts)
+            parts = []
+    if parts:
+        yield np.concatenate(parts)
 
 
 def _resample(sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -116,14 +179,8 @@ def _resample(sizes: np.ndarray, resamples: int, rng: np.random.Generator) -> It
         yield weights
 
 
-def _blocks(sums: csr_array) -> Iterator[csr_array]:
-    """Yields the rows of `sums` in blocks that fit in memory when dense."""
+def _blocks(sums: csr_array, sizes: np.ndarray) -> Iterator[tuple[csr_array, np.ndarray]]:
+    """Yields the rows of `sums`, and their sizes, in blocks that fit in memory when dense."""
     step = max(1, CHUNK // sums.shape[1])
     for start in range(0, sums.shape[0], step):
-        yield sums[start : start + step]
-
-
-def _in_chunks(statistics: Mapping[str, Statistic], chunks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """Each statistic of all chunks of totals, joined."""
-    parts = [{name: statistic(totals) for name, statistic in statistics.items()} for totals in chunks]
-    return {name: np.concatenate([part[name] for part in parts]) for name in statistics}
+        yield sums[start : start + step], sizes[start : start + step]

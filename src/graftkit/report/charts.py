@@ -17,11 +17,13 @@ import numpy as np
 
 WIDTH, HEIGHT = 420, 270  # of a chart, in its own units: a phone shows it at about this size
 TOP, RIGHT, BOTTOM, LEFT = 30, 14, 42, 52  # margins
+LINE = 17  # the height of a line of text in a list
 LETTER = 5.6  # the width of a letter of an 11 unit font, about
 LEVELS = 5  # of shading
 CELL = 9  # the side of a matrix' cell
 NAMED = 150  # classes, above which the lines of a matrix are too thin for names
 CELLS = 25_000  # of a matrix that are drawn
+KINDS = ("first", "second", "third", "fourth", "fifth", "sixth")  # of lines: each has a colour and dashes of its own
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]
-    kind: str  # the class that page.css styles: "first" is a line, "second" a dashed line
+    kind: str  # the class that page.css styles, one of `KINDS`: "first" is a line, "second" a dashed line
     dots: bool = False
 
 
@@ -138,10 +140,15 @@ def curves(
     names: tuple[str, str],
     *,
     marked: tuple[float, float, str] | None = None,
+    percents: bool = False,
     describe: str = "",
 ) -> str:
-    """Lines over a shared pair of axes, whose names are (across, up); `marked` rings a point and says why."""
-    drawn = _frame(axes, names) + _legend(series)
+    """Lines over a shared pair of axes, whose names are (across, up); `marked` rings a point and says why.
+
+    With `percents` the axes are shares. Many or long names of lines stand below the chart.
+    """
+    below = sum(LETTER * len(one.name) + 46 for one in series) > WIDTH / 2 and len(series) > 1
+    drawn = _frame(axes, names, percents=percents) + (_list(series, axes.height) if below else _legend(series))
     for one in series:
         if len(one.points) > 1:
             drawn += tag("polyline", points=" ".join(axes.at(*point) for point in one.points), class_=one.kind)
@@ -154,7 +161,8 @@ def curves(
         late = across > WIDTH / 2
         place = down + (20 if down < HEIGHT / 2 else -13)
         drawn += text(words, across + (6 if late else -6), place, "end" if late else "", stroke="none")
-    return svg(id, title, drawn, describe=describe)
+    height = axes.height + (len(series) * LINE + 4 if below else 0)
+    return svg(id, title, drawn, height=height, describe=describe)
 
 
 @dataclass(frozen=True)
@@ -243,7 +251,7 @@ def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False) -> str
     """The grid, the numbers along it, and the names of the axes."""
 
     def words(value: float, places: int) -> str:
-        return f"{value:.0%}" if percents else f"{value:,.{places}f}"
+        return f"{value:.{max(0, places - 2)}%}" if percents else f"{value:,.{places}f}"
 
     drawn = ""
     heights, places = ticks(*axes.y)
@@ -270,6 +278,15 @@ def _legend(series: Sequence[Series]) -> str:
         drawn += tag("circle", cx=left + 12, cy=10.0, r=3.5, class_=one.kind) if one.dots else ""
         drawn += text(one.name, left + 29, 14)
         right = left - 12
+    return drawn
+
+
+def _list(series: Sequence[Series], top: float) -> str:
+    """What each line is, one below the other."""
+    drawn = ""
+    for place, one in enumerate(series):
+        middle = top + place * LINE + 6
+        drawn += tag("path", d=f"M{LEFT},{middle:.1f}h36", class_=one.kind) + text(one.name, LEFT + 44, middle + 4)
     return drawn
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.metrics.intervals import LEVEL, RESAMPLES, clopper_pearson
+from graftkit.report import baselines, metric_modules
 from graftkit.report.markdown import (
     decimals,
     escape,
@@ -25,13 +26,15 @@ from graftkit.report.markdown import (
 )
 from graftkit.report.pictures import grid
 from graftkit.report.reading import Reading
-from graftkit.report.sections import NOUNS, is_evaluation, look
+from graftkit.report.sections import NOUNS, is_evaluation, is_folds, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
 HEADER_LETTERS = 90  # class names longer than this in all head the matrix as numbers
 PAIRS = 20
 WORST = 20
 FEW = 20  # test rows of a class, below which its own scores are rough
+SCARCE = 5  # rows of a class, below which means over classes are less sure than they look: see docs/intervals.md
+FEW_GROUPS = 20  # below which a bootstrap by group says too little: see docs/intervals.md
 MEANINGS = {
     "accuracy": "share of rows that get the right class",
     "balanced_accuracy": "recall, averaged over classes: each class counts the same, however rare",
@@ -52,31 +55,41 @@ def measure(reading: Reading, split: str) -> dict[str, Any]:
         )
     truth, predicted, probabilities = reading.arrays[split]
     confusion = classification.confusion(truth, predicted, len(labels))
-    intervals = {name: asdict(interval) for name, interval in classification.intervals(confusion).items()}
+    groups = reading.groups(split)
+    drawn = None if groups is None else classification.group_counts(truth, predicted, groups, len(labels))
+    scores, classes = classification.all_intervals(confusion, drawn)
+    intervals = {name: asdict(interval) for name, interval in scores.items()}
+    of_class = [{name: asdict(interval) for name, interval in found.items()} for found in classes]
+    lines = zip(classification.per_class(confusion, labels), of_class, strict=True)
+    named = (reading.run.get("metrics") or {}).get(split)
     return {
         "rows": len(truth),
         "headline": {"name": headline, **intervals[headline]},
         "scores": classification.scores(truth, predicted, probabilities),
         "intervals": intervals,
-        "per_class": classification.per_class(confusion, labels),
+        "per_class": [line | {"intervals": found} for line, found in lines],
         "confusion": {"labels": list(labels), "counts": confusion.tolist()},
+        **({} if drawn is None else {"groups": {"column": reading.settings.get("group"), "count": drawn.shape[0]}}),
+        **({"named": named} if named else {}),
     }
 
 
 def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """Two or three sentences: how good, on how many rows, and what to watch out for."""
+    """Two or three sentences: how good, against what, on how many rows, and what to watch out for.
+
+    A model that does not beat a baseline says so first of all.
+    """
     test = metrics["test"]
     counts = _counts(test)
     rows, right, headline = test["rows"], int(np.trace(counts)), test["headline"]
-    frequent = test["per_class"][int(counts.sum(axis=1).argmax())]
-    others = [f"; {escape(other['name'])} reaches {_reached(other, headline)}" for other in run.get("compared") or []]
+    doubt = baselines.doubt(metrics.get("baselines"))
+    start, who = (f"**{doubt}**: on", "it") if doubt else ("On", "this recipe" if is_folds(run) else "this model")
     sentences = [
-        f"On {plural(rows, 'test row')}{_apart(run)}, this model sorts {NOUNS[run['task']]}s into "
+        f"{start} {plural(rows, 'test row')}{_apart(run)}, {who} sorts {NOUNS[run['task']]}s into "
         f"{plural(len(counts), 'class', 'classes')} with {_article(headline['name'])} of "
-        f"**{with_interval(headline)}**, where 1 is perfect{''.join(others)}.",
-        f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); always answering "
-        f"“{escape(frequent['label'])}” would be right for {frequent['support']:,} "
-        f"({percent(frequent['support'], rows)}).",
+        f"**{with_interval(headline)}**, where 1 is perfect{_against(metrics, run)}.",
+        f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); "
+        f"{_always(metrics, counts)}.",
     ]
     cautions = _cautions(test, run)
     if cautions:
@@ -110,7 +123,32 @@ def chapters(
 
 def _apart(run: Mapping[str, Any]) -> str:
     """What a run can say of its test rows; of a model from elsewhere nobody knows it here."""
+    if is_folds(run):
+        return f", each answered by the one of {len(run['folds'])} models that had not seen it"
     return "" if is_evaluation(run) else " that it was not trained on"
+
+
+def _against(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """What others reach: of the baselines the one to fear most, and the models that the run was compared with."""
+    found, headline = metrics.get("baselines"), metrics["test"]["headline"]
+    others = [f"; {escape(other['name'])} reaches {_reached(other, headline)}" for other in run.get("compared") or []]
+    if found is not None:
+        answer = baselines.nearest(found)
+        name = "the simple answer" if baselines.doubt(found) else baselines.WORDS[answer["name"]]
+        others.insert(0, f"; {name} reaches {_reached(answer, headline)}")
+    return "".join(others)
+
+
+def _always(metrics: Mapping[str, Any], counts: np.ndarray) -> str:
+    """What the same answer every time would be right for: the most frequent class of train, or else of test."""
+    test, found = metrics["test"], metrics.get("baselines") or {"answers": []}
+    line = test["per_class"][int(counts.sum(axis=1).argmax())]
+    label, right, whose = line["label"], line["support"], ""
+    for answer in found["answers"]:
+        if answer["name"] == "majority" and answer["always"] is not None:  # of folds, it may be another in each
+            label, right, whose = answer["always"], answer["right"], ", the most frequent class of train,"
+    share = percent(right, test["rows"])
+    return f"always answering “{escape(label)}”{whose} would be right for {_how_many(right, test['rows'])} ({share})"
 
 
 def _how_many(part: int, whole: int) -> str:
@@ -208,10 +246,15 @@ def _scores(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         value, interval = _measured(other["headline"])
         words = f"{title(other['headline']['name'])} of {escape(other['name'])}"
         lines.insert(place, (words, value, interval or "–", "–", "the score of another model, for comparison"))
+    for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
+        value, interval = _measured(answer["headline"])
+        words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
+        blank = ["–"] if dev else []
+        lines.append((words, value, interval or "–", *blank, "the score of a simple answer, for comparison"))
     header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
     scores = table(header, lines, numbers=[1, 3] if dev else [1])
     sure = _how_sure(test, "test", NOUNS[run["task"]])
-    return "\n\n".join([scores, sure, *([_NOT_DEV] if dev else [])])
+    return "\n\n".join([scores, sure, *([_NOT_DEV] if dev else []), *metric_modules.told(metrics)])
 
 
 _NOT_DEV = (
@@ -221,49 +264,84 @@ _NOT_DEV = (
 
 def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
     """A score and its interval, with as many digits as the interval, or the number of rows, supports."""
-    if name not in split["intervals"] or split["intervals"][name]["method"] == "constant":
-        return number(split["scores"][name], decimals(split["rows"] ** -0.5)), "–"
-    value, low, high = rounded(split["intervals"][name])
-    return value, f"{low} to {high}"
+    return _told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
+
+
+def _told(value: float, interval: Mapping[str, Any] | None, places: int = 2) -> tuple[str, str]:
+    """A score and its interval; no interval, and so many digits, where there is none or nearly all resamples agree."""
+    if interval is None or interval["method"] == "constant":
+        return number(value, places), "–"
+    words, low, high = rounded(interval)
+    return words, f"{low} to {high}"
 
 
 def _how_sure(split: Mapping[str, Any], name: str, noun: str) -> str:
     """What the intervals mean, and where they come from."""
-    meaning = f"The interval says how far a score would move on other {name} rows of the same kind. It says nothing of"
-    meaning += f" {noun}s of another kind, or of training again with another seed."
-    rows, right = split["rows"], int(np.trace(_counts(split)))
-    if right not in (0, rows):
-        return f"{meaning} (Bootstrap by row: {RESAMPLES:,} resamples of {plural(rows, 'row')}, BCa.)"
-    low, high = clopper_pearson(right, rows)
-    if right:
-        errors = percent(1 - low)
-        fact = f"No {name} row is wrong. Even so, {plural(rows, 'row')} cannot rule out an error rate of {errors}"
-        end = "low ends are what the scores would then be, if errors hit all classes alike"
+    groups, rows, right = split.get("groups"), split["rows"], int(np.trace(_counts(split)))
+    others = f"other {name} rows of the same kind{', from other groups' if groups else ''}"
+    meaning = f"The interval says how far a score would move on {others}. It says nothing of {noun}s of another kind, "
+    meaning += "or of training again with another seed."
+    if right in (0, rows):
+        how = _at_the_edge(groups, rows, name, right > 0)
+    elif groups:
+        how = f"(Bootstrap by {_source_of(groups)}, each drawn with all its rows: {RESAMPLES:,} resamples, BCa.)"
     else:
-        fact = f"No {name} row is right. Even so, {plural(rows, 'row')} cannot rule out that {percent(high)} could be"
-        end = "high ends are what the scores would then be, if all classes gained alike"
-    return f"{meaning} {fact} (Clopper-Pearson). The {end}."
+        how = f"(Bootstrap by row: {RESAMPLES:,} resamples of {plural(rows, 'row')}, BCa.)"
+    if groups and groups["count"] < FEW_GROUPS:
+        how += (
+            f" **Fewer than {FEW_GROUPS} groups are too few**: these intervals are narrower than they should be. More "
+            "rows of the same groups do not help; rows of other groups do."
+        )
+    scarce = sum(line["support"] < SCARCE for line in split["per_class"])
+    if scarce:
+        how += (
+            f" {plural(scarce, 'class has', 'classes have')} fewer than {SCARCE} {name} rows: the intervals of "
+            "macro F1 and balanced accuracy, to which each class counts the same, are then narrower than they should "
+            "be."
+        )
+    return f"{meaning} {how}"
+
+
+def _at_the_edge(groups: Mapping[str, Any] | None, rows: int, name: str, right: bool) -> str:
+    """What the intervals are where all rows are right, or none."""
+    units, source = (groups["count"], _source_of(groups)) if groups else (rows, plural(rows, "row"))
+    low, high = clopper_pearson(units if right else 0, units)
+    alike = f"all classes{' and all rows of a group' if groups else ''}"
+    if right:
+        doubt = f"that {percent(1 - low)} of groups have errors" if groups else f"an error rate of {percent(1 - low)}"
+        end = f"low ends are what the scores would then be, if errors hit {alike} alike"
+    else:
+        doubt = f"that {percent(high)} {'of groups have right rows' if groups else 'could be'}"
+        end = f"high ends are what the scores would then be, if {alike} gained alike"
+    fact = f"No {name} row is {'wrong' if right else 'right'}. Even so, {source} cannot rule out {doubt}"
+    return f"{fact} (Clopper-Pearson). The {end}."
+
+
+def _source_of(groups: Mapping[str, Any]) -> str:
+    """What was drawn: the 40 groups of column “patient”."""
+    count = "the one group" if groups["count"] == 1 else f"the {groups['count']:,} groups"
+    return count if groups["column"] is None else f"{count} of column “{escape(groups['column'])}”"
 
 
 def _classes(test: Mapping[str, Any]) -> str:
-    """Precision, recall and F1 of each class, the weakest first."""
-    lines = [
-        (
-            escape(line["label"]),
-            number(line["precision"], 2) if line["predicted"] else "–",
-            number(line["recall"], 2) if line["support"] else "–",
-            number(line["f1"], 2) if line["support"] + line["predicted"] else "–",
-            f"{line['support']:,}",
-            f"{line['predicted']:,}",
-        )
-        for line in sorted(test["per_class"], key=lambda line: (line["support"] == 0, line["f1"]))
-    ]
-    header = ("Class", "Precision", "Recall", "F1", "Test rows", "Predicted")
+    """Precision, recall and F1 of each class with their intervals, the weakest first."""
+    lines = []
+    for line in sorted(test["per_class"], key=lambda line: (line["support"] == 0, line["f1"])):
+        intervals = line.get("intervals") or {}
+        rows = {"precision": line["predicted"], "recall": line["support"], "f1": line["support"] + line["predicted"]}
+        cells = {name: _told(line[name], intervals.get(name)) if rows[name] else ("–", "–") for name in rows}
+        (precision, of_precision), (recall, of_recall), (f1, of_f1) = cells.values()
+        given, had = f"{line['predicted']:,}", f"{line['support']:,}"
+        lines.append((escape(line["label"]), precision, recall, f1, of_f1, had, given, of_precision, of_recall))
+    interval = f"{LEVEL:.0%} interval"
+    header = ("Class", "Precision", "Recall", "F1", f"F1: {interval}", "Test rows", "Predicted")
+    header += (f"Precision: {interval}", f"Recall: {interval}")
     intro = (
         "Weakest first. Precision: of the rows that were given this class, the share that has it. Recall: of the rows "
-        "that have it, the share that was given it. F1: one number for both. “–”: no row to tell from."
+        "that have it, the share that was given it. F1: one number for both. “–”: no row to tell from. The fewer rows "
+        "a class has, the wider its intervals: two classes whose intervals overlap much may be equally good."
     )
-    return f"{intro}\n\n{table(header, lines, numbers=range(1, 6))}"
+    return f"{intro}\n\n{table(header, lines, numbers=[1, 2, 3, 5, 6])}"
 
 
 def _confusions(test: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ class ScoresConfig:
     slice: list[str] | None = None
     """columns of the data by whose values errors are counted, beside what is looked at anyway (length, brightness ...)
     """
+    metrics: list[str] | None = None
+    """metrics of the evaluate library to add, by name, such as roc_auc; those of scikit-learn come with graftkit"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -32,3 +34,7 @@ class ReportConfig(ScoresConfig):
     alpha: Share = 0.1
     """share of rows whose set of likely classes may miss the true one, and of answers that may be wrong where the model
     abstains when it is not sure"""
+    audit: bool = False
+    """look for labels that are probably wrong, and for rows of test that are nearly the same as one of train"""
+    explain: bool = False
+    """say which words, or parts of a picture, moved the model on its worst errors and least certain rows of test"""

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from graftkit.report.charts import breakable, scroller, tag
 from graftkit.report.markdown import percent, plural, shorten
 from graftkit.report.sections import NOUNS
@@ -23,10 +25,19 @@ SURE = {"90 to 100": "90% and more", "70 to 90": "70% to 90%", "50 to 70": "50% 
 """The ranges of stated probability to choose from, from the first number up to but not including the second."""
 
 
-def errors_of(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of all errors, the highest loss first."""
-    wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])
+def errors_of(
+    records: Sequence[Mapping[str, Any]], slices: Mapping[str, np.ndarray] | None = None
+) -> list[Mapping[str, Any]]:
+    """The records of all errors, the highest loss first; with `slices`, the place and name of those that hold each.
+
+    `slices` are the records that each holds, (records,) bool, by its name.
+    """
+    told = [
+        {**record, "slices": [(i, name) for i, (name, inside) in enumerate((slices or {}).items()) if inside[place]]}
+        for place, record in enumerate(records)
+        if record["label"] != record["prediction"]
+    ]
+    return sorted(told, key=lambda record: -record["loss"])
 
 
 def browser(
@@ -80,7 +91,7 @@ def _introduction(wrong: int, shown: int, noun: str, kept: bool, pictures: bool,
 
 
 def _controls(shown: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
-    """What page.js reads: a search, three choices, a way back; hidden where no script runs."""
+    """What page.js reads: a search, choices (of slices where there are any), a way back; hidden without scripts."""
     place = {label: str(i) for i, label in enumerate(labels)}
 
     def classes(name: str) -> dict[str, str]:
@@ -90,6 +101,10 @@ def _controls(shown: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
     search = '<label>Search <input type="search" id="search" autocomplete="off" spellcheck="false"></label>'
     choices = _choice("truth", "True class", classes("label")) + _choice("given", "Predicted", classes("prediction"))
     choices += _choice("sure", "How sure", SURE)
+    slices = Counter(slice for record in shown for slice in record["slices"])
+    if slices:
+        listed = {str(i): f"{_clean(name)} ({count:,})" for (i, name), count in sorted(slices.items())}
+        choices += _choice("slice", "Slice", listed)
     clear = '<button type="button" id="clear">Clear</button>'
     status = '<p id="found" role="status"></p>'
     inside = search + choices + clear + status
@@ -102,7 +117,7 @@ def _choice(id: str, name: str, options: Mapping[str, str]) -> str:
 
 
 def _line(record: Mapping[str, Any], content: str | None, labels: Sequence[str]) -> str:
-    """A row of the table; page.js filters by the places of its classes, and by how sure the model was in percent.
+    """A row of the table; page.js filters by the places of its classes and slices, and by how sure it was in percent.
 
     A `content` of None leaves its cell out.
     """
@@ -112,7 +127,9 @@ def _line(record: Mapping[str, Any], content: str | None, labels: Sequence[str])
     classes = f"<td>{breakable(_clean(record['label']))}</td><td>{breakable(_clean(record['prediction']))}</td>"
     numbers = f"<td>{percent(sure)}</td><td>{percent(true)}</td>"
     id = f'<th scope="row">{escape(_clean(record["id"]))}</th>'
-    return f'<tr data-t="{truth}" data-g="{given}" data-s="{100 * sure:.0f}">{first}{classes}{numbers}{id}</tr>\n'
+    inside = " ".join(str(i) for i, _ in record["slices"])
+    facts = f'data-t="{truth}" data-g="{given}" data-s="{100 * sure:.0f}" data-c="{inside}"'
+    return f"<tr {facts}>{first}{classes}{numbers}{id}</tr>\n"
 
 
 def content_of(row: Mapping[str, Any]) -> str | None:

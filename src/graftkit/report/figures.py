@@ -1,7 +1,7 @@
 """What does the page of a classifier show that its Markdown cannot?
 
-Learning curves, a reliability diagram, shaded tables, the matrix of many classes, and the errors to browse: all from
-the same records and metrics as report.md, put into the chapters that `classification.chapters` writes.
+Learning curves, shaded tables, the matrix of many classes, and the errors to browse: all from the same records and
+metrics as report.md, put into the chapters that `classification.chapters` writes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from graftkit.metrics import classification as scores
-from graftkit.metrics.intervals import clopper_pearson
 from graftkit.report import charts
 from graftkit.report.classification import MATRIX_CLASSES
 from graftkit.report.error_browser import browser
@@ -29,44 +27,22 @@ def additions(
     metrics: Mapping[str, Any],
     run: Mapping[str, Any],
     labels: Sequence[str],
-    records: Sequence[Mapping[str, Any]],
     errors: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
 ) -> dict[str, Addition]:
     """What is added to the chapters, by heading.
 
-    `records` are those of test, `errors` the wrong ones of them, the worst first, `rows` what was kept of those, by id,
-    and `log` the events of training.
+    `errors` are the wrong records of test, the worst first, `rows` what was kept of those, by id, and `log` the events
+    of training.
     """
     curves = _loss(log) + _score(metrics, run, log)
-    added = {
-        "Scores": Addition(_reliability(records, labels)),
-        "Classes": Addition(cells=_bar),
-        "Confusions": _confusions(metrics["test"]),
-    }
+    added = {"Classes": Addition(cells=_bar), "Confusions": _confusions(metrics["test"])}
     if curves:
         added["Model and training"] = Addition(f'<h3>How it learnt</h3><div class="charts">{curves}</div>')
     if errors:
         added["Worst errors"] = Addition(browser(errors, rows, labels, run), instead=True)
     return added
-
-
-def bins(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, count: int) -> list[charts.Bin]:
-    """The rows in `count` equal bins by the probability of the predicted label, as `scores.calibration_error` has them.
-
-    Empty bins are left out.
-    """
-    stated = probabilities[np.arange(len(predicted)), predicted].astype(np.float64)
-    place = np.searchsorted(np.arange(1, count) / count, stated, side="left")
-    found = []
-    for one in np.unique(place):
-        inside = place == one
-        rows, right = int(inside.sum()), int((predicted == truth)[inside].sum())
-        least, most = clopper_pearson(right, rows)
-        mean = float(stated[inside].mean())
-        found.append(charts.Bin(one / count, (one + 1) / count, rows, mean, right / rows, least, most))
-    return found
 
 
 def _loss(log: Sequence[Mapping[str, Any]]) -> str:
@@ -132,33 +108,6 @@ def _course(series: Sequence[charts.Series], places: int = 2) -> str:
         f"{one.name} goes from {number(one.points[0][1], places)} to {number(one.points[-1][1], places)}"
         for one in series
     )
-
-
-def _reliability(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> str:
-    found = bins(*scores.arrays(records, labels), scores.BINS)
-    lines = [
-        (
-            f"{percent(one.low)} to {percent(one.high)}",
-            f"{one.rows:,}",
-            percent(one.stated),
-            percent(one.right),
-            f"{percent(one.least)} to {percent(one.most)}",
-        )
-        for one in found
-    ]
-    header = ("Stated probability", "Rows", "On average", "Were right", "95% interval")
-    numbers = charts.table("Reliability", header, lines, [1, 2, 3])
-    caption = (
-        "<b>When it says 80%, is it right in 80%?</b> Test rows by the probability that the model gave its answer: "
-        "below the dashed line it is too sure, above it not sure enough. Bars: 95% intervals (Clopper-Pearson)."
-    )
-    words = "; ".join(
-        f"stated {line[2]}, right {line[3]} of {plural(one.rows, 'row')}"
-        for line, one in zip(lines, found, strict=True)
-    )
-    drawing = charts.reliability("reliability", "Reliability diagram", found, describe=words)
-    heading = "<h3>Can its probabilities be believed?</h3>"
-    return f'{heading}<div class="charts">{charts.figure("reliability", caption, drawing, numbers)}</div>'
 
 
 def _bar(row: int, column: int, words: str) -> dict[str, str]:

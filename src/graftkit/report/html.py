@@ -41,8 +41,17 @@ class Addition:
     cells: Cells | None = None
 
 
-def page(heading: str, summary: str, chapters: Mapping[str, str], additions: Mapping[str, Addition]) -> str:
-    """The whole page, from the Markdown of its heading, summary and chapters, and what is added to these."""
+def page(
+    heading: str,
+    summary: str,
+    chapters: Mapping[str, str],
+    additions: Mapping[str, Addition],
+    table: str = "predictions-test.parquet",
+) -> str:
+    """The whole page, from the Markdown of its heading, summary and chapters, and what is added to these.
+
+    `table` is what the foot names as the file that holds it row by row.
+    """
     reader = _reader()
     score, caution, words = summary.partition(CAUTION)
     opening = tag("h1", reader.renderInline(heading)) + reader.render(score)
@@ -70,7 +79,7 @@ def page(heading: str, summary: str, chapters: Mapping[str, str], additions: Map
             *sections,
             "</main>",
             "<footer><p>The same in plain text: report.md; in numbers: metrics.json; row by row: "
-            "predictions-test.parquet. They lie beside this page.</p></footer>",
+            f"{escape(table)}. They lie beside this page.</p></footer>",
             f"<script>{script}</script>",
             "</body>",
             "</html>",

@@ -80,6 +80,19 @@ def rounded(score: Mapping[str, Any]) -> tuple[str, str, str]:
     return value, f"{score['low'] + 0.0:.{places}f}", f"{score['high'] + 0.0:.{places}f}"
 
 
+def in_brackets(score: Mapping[str, Any]) -> str:
+    """A score and its interval in a cell of a table: 0.93 (0.91 to 0.95)."""
+    if score["method"] == "constant":
+        return number(score["value"], 2)
+    value, low, high = rounded(score)
+    return f"{value} ({low} to {high})"
+
+
+def limit(value: float) -> str:
+    """A probability from which on something is done, in as many digits as come near it: 0.5, 0.013, 0.99987."""
+    return f"{value:.3g}" if value < 0.99 else f"{1 - float(f'{1 - value:.2g}'):.6g}"
+
+
 def title(name: str) -> str:
     """The name of a score in words: macro_f1 is macro F1."""
     return name.replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews correlation")

@@ -18,9 +18,10 @@
 
   const table = document.getElementById("errors");
   if (!table) return stops();
-  const [search, truth, given, sure, clear, found, more] = [
-    "search", "truth", "given", "sure", "clear", "found", "more",
+  const [search, truth, given, sure, slice, clear, found, more] = [
+    "search", "truth", "given", "sure", "slice", "clear", "found", "more",
   ].map((id) => document.getElementById(id));
+  const choices = [truth, given, sure, slice].filter(Boolean); // of slices there may be none
   const rows = [...table.tBodies[0].rows];
   const words = rows.map((row) => row.textContent.toLowerCase());
   let limit = STEP;
@@ -28,6 +29,7 @@
   const fits = (row, place, wanted) => {
     if (truth.value && row.dataset.t !== truth.value) return false;
     if (given.value && row.dataset.g !== given.value) return false;
+    if (slice?.value && !row.dataset.c.split(" ").includes(slice.value)) return false;
     if (sure.value) {
       const [low, high] = sure.value.split(" to ").map(Number);
       const stated = Number(row.dataset.s);
@@ -44,7 +46,7 @@
       fitting += fit;
       row.hidden = !fit || fitting > limit;
     });
-    const chosen = wanted.length || truth.value || given.value || sure.value;
+    const chosen = wanted.length || choices.some((choice) => choice.value);
     const shown = Math.min(fitting, limit).toLocaleString("en");
     found.textContent = chosen
       ? `${fitting.toLocaleString("en")} of ${rows.length.toLocaleString("en")} fit; ${shown} shown`
@@ -62,9 +64,9 @@
     show();
   };
   search.addEventListener("input", again);
-  for (const choice of [truth, given, sure]) choice.addEventListener("change", again);
+  for (const choice of choices) choice.addEventListener("change", again);
   clear.addEventListener("click", () => {
-    for (const field of [search, truth, given, sure]) field.value = "";
+    for (const field of [search, ...choices]) field.value = "";
     again();
     search.focus();
   });

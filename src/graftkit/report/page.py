@@ -12,7 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
-from graftkit.report import classification, error_browser, figures, html, pictures, sections
+from graftkit.report import (
+    audit,
+    baselines,
+    classification,
+    error_browser,
+    explanations,
+    figures,
+    folds,
+    html,
+    pictures,
+    probabilities,
+    sections,
+    seeds,
+    slices,
+    thresholds,
+)
 from graftkit.report.markdown import decimals, number, title, with_interval
 from graftkit.report.reading import SPLITS, Reading, read_folder, read_run
 from graftkit.report.tables import read_rows, written_aside
@@ -23,7 +38,19 @@ TASKS = {"text-classification": classification, "image-classification": classifi
 FIGURES = dict.fromkeys(TASKS, figures)
 """For each task, the module that says what its page shows besides: `additions`."""
 
-PARTS: dict[str, dict[str, Any]] = {name: {} for name in TASKS}
+PARTS: dict[str, dict[str, Any]] = {
+    name: {
+        "Against simple answers": baselines,
+        "Can its probabilities be believed?": probabilities,
+        "Thresholds": thresholds,
+        "Where it fails more often": slices,
+        "Why did it say that?": explanations,
+        "Are the labels right?": audit,
+        "Over seeds": seeds,
+        "Over folds": folds,
+    }
+    for name in TASKS
+}
 """For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
 
 Each has `NAME`, under which metrics.json holds what it measured; `measure(reading)`, which returns that as plain JSON,
@@ -42,23 +69,26 @@ def write_report(folder: Path) -> dict[str, Any]:
     task = TASKS.get(run.get("task"))
     if task is None:
         raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
+    if "seeds" in run:
+        return _write_over_seeds(Reading(folder, run, run["labels"], {}))
     reading = read_folder(folder, ("test",) if sections.is_evaluation(run) else SPLITS)
     metrics = {split: task.measure(reading, split) for split in reading.records}
     parts = PARTS[run["task"]]
     metrics |= {part.NAME: found for part in parts.values() if (found := part.measure(reading)) is not None}
     worst = task.worst(reading.records["test"])
-    errors = error_browser.errors_of(reading.records["test"])
+    errors = error_browser.errors_of(reading.records["test"], slices.filters(metrics.get(slices.NAME), reading))
     ids = [record["id"] for record in errors[: error_browser.MOST]]
     kept = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
     rows = {record["id"]: kept[record["id"]] for record in worst if record["id"] in kept}
     scored = task.chapters(metrics, run, worst, rows)
     last = scored.popitem()  # the errors
+    alone = sections.is_evaluation(run) and not sections.is_folds(run)  # a model that was there before
     chapters = {
         "Data": sections.data(run),
         "Warnings and notes": sections.remarks(run),
-        "Model" if sections.is_evaluation(run) else "Model and training": sections.model(run),
+        "Model" if alone else "Model and training": sections.model(run),
         **scored,
-        **{heading: part.chapter(metrics.get(part.NAME), reading) for heading, part in parts.items()},
+        **_told(parts, metrics, reading),
         last[0]: last[1],
         "Time and memory": sections.costs(run),
         **({} if sections.is_evaluation(run) else {"Load the model": sections.loading(run)}),
@@ -67,13 +97,44 @@ def write_report(folder: Path) -> dict[str, Any]:
     heading, summary = sections.heading(run), task.summary(metrics, run)
     page = [f"# {heading}", summary, *(f"## {name}\n\n{body}" for name, body in chapters.items())]
     log = [] if sections.is_evaluation(run) else _read_log(folder)
-    added = FIGURES[run["task"]].additions(metrics, run, reading.labels, reading.records["test"], errors, kept, log)
+    added = FIGURES[run["task"]].additions(metrics, run, reading.labels, errors, kept, log)
     added |= _additions(parts, metrics, reading)
     _write(folder / "metrics.json", _json(metrics))
     pictures.replace(folder, pictures.files(worst, rows))
     _write(folder / "report.md", "\n\n".join(page))
     _write(folder / "report.html", html.page(heading, summary, chapters, added))
     return metrics
+
+
+def _write_over_seeds(reading: Reading) -> dict[str, Any]:
+    """The report of a folder that holds a run for each seed."""
+    folder, run = reading.folder, reading.run
+    found = seeds.measure(reading)
+    chapters = {
+        "Over seeds": seeds.chapter(found, reading),
+        "Rows that change with the seed": seeds.disagreements(found, reading),
+        "Data": sections.data(run),
+        "Warnings and notes": sections.remarks(run),
+        "Model and training": sections.model(run),
+        "Time and memory": sections.costs(run),
+        "How this was made": sections.origin(run, _read_config(folder)),
+    }
+    heading, summary = sections.heading(run), seeds.summary(found, run)
+    page = [f"# {heading}", summary, *(f"## {name}\n\n{body}" for name, body in chapters.items())]
+    added = {"Over seeds": seeds.addition(found, reading)}
+    table = f"{run['seeds'][0]['name']}/predictions-test.parquet and so on"
+    _write(folder / "metrics.json", _json({seeds.NAME: found}))
+    _write(folder / "report.md", "\n\n".join(page))
+    _write(folder / "report.html", html.page(heading, summary, chapters, added, table))
+    return {seeds.NAME: found}
+
+
+def _told(parts: Mapping[str, Any], metrics: Mapping[str, Any], reading: Reading) -> dict[str, str]:
+    """The chapters of the parts, but for those that have nothing to say of such a folder."""
+    told = {heading: part.chapter(metrics.get(part.NAME), reading) for heading, part in parts.items()}
+    if sections.is_folds(reading.run):  # what cannot be told of them together
+        told = {heading: body for heading, body in told.items() if parts[heading].NAME in metrics}
+    return {heading: body for heading, body in told.items() if body}
 
 
 def _additions(parts: Mapping[str, Any], metrics: Mapping[str, Any], reading: Reading) -> dict[str, html.Addition]:
@@ -85,7 +146,9 @@ def _additions(parts: Mapping[str, Any], metrics: Mapping[str, Any], reading: Re
 
 
 def metrics_text(metrics: Mapping[str, Any]) -> str:
-    """The few lines that a terminal shows at the end of a run."""
+    """The few lines that a terminal shows at the end of a run; last, whether it does not beat a simple answer."""
+    if "test" not in metrics:
+        return seeds.text(metrics[seeds.NAME])
     lines = []
     for split in (split for split in reversed(SPLITS) if split in metrics):
         headline = metrics[split]["headline"]
@@ -95,6 +158,8 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     places = decimals(metrics["test"]["rows"] ** -0.5)
     others = {name: value for name, value in metrics["test"]["scores"].items() if name != headline["name"]}
     lines.insert(1, "      " + ", ".join(f"{title(name)} {number(value, places)}" for name, value in others.items()))
+    lines += [folds.text(metrics[folds.NAME])] if folds.NAME in metrics else []
+    lines += [words] if (words := baselines.doubt_sentence(metrics.get("baselines"))) else []
     return "\n".join(lines)
 
 

@@ -10,6 +10,8 @@ from graftkit.report.markdown import amount, bullets, duration, escape, fenced, 
 NOT_RECORDED = "not recorded"
 NOUNS = {"text-classification": "text", "image-classification": "picture"}
 """For each task, what a row is, in a word whose plural ends in s."""
+COUNTED = {"cpu_joules": "processor", "gpu_joules": "GPU"}
+"""What energy is counted of, by the name of its joules in run.json."""
 STOPPED = {
     "finished": "it went through all epochs",
     "early": "it stopped early, as the dev score no longer rose",
@@ -25,18 +27,30 @@ def look(record: Any, *names: str) -> Any:
 
 
 def is_evaluation(run: Mapping[str, Any]) -> bool:
-    """Whether a model was scored that was there before: nothing was trained, chosen or saved."""
-    return run.get("recipe") == "evaluate"
+    """Whether there is a table of test alone: a model was scored that was there before, or those of folds were."""
+    return run.get("recipe") == "evaluate" or is_folds(run)
+
+
+def is_folds(run: Mapping[str, Any]) -> bool:
+    """Whether test is all rows, each predicted by the one model of several that did not learn from it."""
+    return "folds" in run
+
+
+def has_no_model(run: Mapping[str, Any]) -> bool:
+    """Whether the folder tells of no training of one model: an evaluation, folds, or several seeds."""
+    return is_evaluation(run) or "seeds" in run
 
 
 def heading(run: Mapping[str, Any]) -> str:
     """The report's title: the task and the model."""
     backbone = str(look(run, "backbone", "name") or "").rstrip("/").rpartition("/")[2]
-    return escape(run["task"].replace("-", " ").capitalize()) + (f" with {escape(backbone)}" if backbone else "")
+    several = next((f", over {len(run[name])} {name}" for name in ("seeds", "folds") if name in run), "")
+    words = escape(run["task"].replace("-", " ").capitalize())
+    return words + (f" with {escape(backbone)}" if backbone else "") + several
 
 
 def data(run: Mapping[str, Any]) -> str:
-    """Where the rows come from, how many each split has, of which classes."""
+    """Where the rows come from, how long or large they are, which stand twice, and how many each class has."""
     splits = look(run, "data", "splits") or {}
     columns = look(run, "data", "columns")
     dropped = look(run, "data", "dropped")
@@ -44,11 +58,10 @@ def data(run: Mapping[str, Any]) -> str:
         "Source": _flat(look(run, "data", "path") or look(run, "data", "sources")),
         "Columns": "" if columns is None else _columns(columns),
         "Left out": "" if dropped is None else _flat(dropped) or "no rows",
+        **_EXTENTS[NOUNS[run["task"]]](run),
     }
-    if NOUNS[run["task"]] == "picture" and is_evaluation(run):
-        facts["Short side of the pictures"] = _sizes(run, "test")
-    elif NOUNS[run["task"]] == "picture":
-        facts["Short side of the training pictures"] = _sizes(run, "train")
+    if not is_evaluation(run):
+        facts |= {"Repeats in train": _repeats(run), "Rows that stand in two splits": _overlaps(run)}
     return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
 
 
@@ -65,22 +78,25 @@ def model(run: Mapping[str, Any]) -> str:
     name, architecture = look(run, "backbone", "name"), look(run, "backbone", "architecture")
     revision = look(run, "backbone", "revision")
     started = ", ".join(escape(str(part)) for part in (name, revision and f"revision {revision}", architecture) if part)
-    if is_evaluation(run):
+    if is_evaluation(run) and not is_folds(run):
         commit = look(run, "backbone", "commit")
         whole = f"{started}, commit {escape(commit)}" if commit else started
-        return _facts({"Model": whole, **_INPUTS[NOUNS[run["task"]]](run)})
+        return _facts({"Model": whole, **_inputs(run)})
     facts = {
         "Pretrained model": started,
         "Adapting": _trained(run),
-        **_INPUTS[NOUNS[run["task"]]](run),
-        "Training": _training(run),
-        "Weights kept": _best(run),
+        **_inputs(run),
     }
+    if has_no_model(run):
+        kind = "folds" if is_folds(run) else "seeds"
+        facts["Training"] = f"{len(run[kind])} models, one after the other; the report of each tells of it"
+    else:
+        facts |= {"Training": _training(run), "Weights kept": _best(run)}
     return _facts(facts)
 
 
 def costs(run: Mapping[str, Any]) -> str:
-    """Seconds per phase, memory, and the machine."""
+    """Seconds per phase, memory, energy, and the machine."""
     seconds = {name: spent for name, spent in (run.get("seconds") or {}).items() if spent is not None}
     phases = [(escape(name), duration(spent)) for name, spent in seconds.items() if name != "total"]
     if "total" in seconds:
@@ -94,9 +110,30 @@ def costs(run: Mapping[str, Any]) -> str:
         f"{hardware['memory_gib']:.0f} GiB of memory" if hardware.get("memory_gib") else "",
         ", ".join(escape(str(gpu)) for gpu in hardware.get("gpus") or []) or ("no GPU" if hardware else ""),
     ]
-    facts = {"Most memory held": ", ".join(held), "Machine": ", ".join(part for part in machine if part)}
+    facts = {
+        "Most memory held": ", ".join(held),
+        "Energy": _energy(run),
+        "Machine": ", ".join(part for part in machine if part),
+    }
     times = table(("Phase", "Time"), phases, numbers=[1]) if phases else "Time per phase: not recorded."
     return "\n\n".join([times, _facts(facts)])
+
+
+def _energy(run: Mapping[str, Any]) -> str:
+    """Watt-hours, and of what."""
+    joules = run.get("energy")
+    if joules is None:
+        return ""
+    counted = {name: joules[key] / 3600 for key, name in COUNTED.items() if key in joules}
+    if not counted:
+        return "not measured: this machine does not tell"
+    parts = [f"{_hours(hours)} by the {name}" for name, hours in counted.items()]
+    return f"{', '.join(parts)}, with all else that ran on it meanwhile; memory and cooling are not counted"
+
+
+def _hours(hours: float) -> str:
+    """Watt-hours in two digits or whole; a counter knows no more."""
+    return "under 0.01 Wh" if hours < 0.01 else f"{hours:,.0f} Wh" if hours >= 10 else f"{hours:.2g} Wh"
 
 
 def loading(run: Mapping[str, Any]) -> str:
@@ -113,7 +150,7 @@ def origin(run: Mapping[str, Any], config: str | None) -> str:
             f"{escape(str(name))} {escape(str(number))}" for name, number in versions.items() if number
         ),
         "Git commit": _text(run.get("git_commit")),
-        **({} if is_evaluation(run) else {"Seed": _text(run.get("seed"))}),
+        **({} if is_evaluation(run) and not is_folds(run) else {"Seed": _text(run.get("seed"))}),
         "Ran as": f"{plural(processes, 'process', 'processes')} with {plural(threads, 'thread')}"
         if processes and threads
         else "",
@@ -187,6 +224,33 @@ def _steps(percentiles: Mapping[str, Any] | None) -> list[tuple[float, Any]]:
     return sorted((float(step), value) for step, value in (percentiles or {}).items())
 
 
+def _repeats(run: Mapping[str, Any]) -> str:
+    """How many rows of train stand there before, and whether under another label."""
+    found = look(run, "data", "repeats_in_train")
+    if found is None:
+        return ""
+    count, noun = found.get("repeated_rows", 0), NOUNS[run["task"]]
+    several = found.get(f"{noun}s_with_several_labels", 0)
+    under = f"; {plural(several, noun)} with more than one label" if several else ""
+    return (plural(count, "row") if count else "none") + under
+
+
+def _overlaps(run: Mapping[str, Any]) -> str:
+    """How many rows of a split also stand in another."""
+    found = look(run, "data", "overlaps")
+    if found is None:
+        return ""
+    splits = look(run, "data", "splits") or {}
+    parts = []
+    for pair, count in found.items():
+        one, _, other = pair.partition(" in ")
+        rows = look(splits, one, "rows")
+        share = f" ({percent(count, rows)})" if rows else ""
+        if count:
+            parts.append(f"{count:,} of {escape(one)}{share} also in {escape(other)}")
+    return ", ".join(parts) or "none"
+
+
 def _texts(run: Mapping[str, Any]) -> dict[str, str]:
     return {"Tokens (words or parts of words) per text": _lengths(run)}
 
@@ -231,7 +295,7 @@ def _pictures(run: Mapping[str, Any]) -> dict[str, str]:
         if images.get(name):
             seen.append(f"{words} {' / '.join(f'{value:g}' for value in images[name])}")
     augment = images.get("augment")
-    if is_evaluation(run):
+    if is_evaluation(run) and not is_folds(run):
         return {"Pictures": "; ".join(seen)}
     return {
         "Pictures": "; ".join(seen),
@@ -251,7 +315,19 @@ def _reading(images: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-_INPUTS = {"text": _texts, "picture": _pictures}
+def _sides(run: Mapping[str, Any]) -> dict[str, str]:
+    if is_evaluation(run) and not is_folds(run):
+        return {"Short side of the pictures": _sizes(run, "test")}
+    return {"Short side of the training pictures": _sizes(run, "train")}
+
+
+_EXTENTS = {"text": _texts, "picture": _sides}
+"""How long or large the rows are."""
+
+
+def _inputs(run: Mapping[str, Any]) -> dict[str, str]:
+    """How the model sees a row, where more is to say than how much of it."""
+    return _pictures(run) if NOUNS[run["task"]] == "picture" else {}
 
 
 def _training(run: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LOGIT, PROBABILITY = "logit:", "probability:"
 MEASURE, COLUMN, GROUP = "measure:", "column:", "group"
+BASELINE = "baseline:"
+BASELINES = "baselines-test.parquet"
 
 
 @contextmanager
@@ -154,6 +156,26 @@ def read_measures(folder: Path, split: str) -> dict[str, np.ndarray]:
         return {}
     table = _read(path, ("id",))
     return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def write_baselines(folder: Path, ids: Sequence[str], given: Mapping[str, Sequence[str]]) -> Path:
+    """Write baselines-test.parquet: id, and for each baseline, by name, the label that it gives: `baseline:<name>`."""
+    import pyarrow as pa
+
+    columns = {"id": ids} | {BASELINE + name: labels for name, labels in given.items()}
+    return _write(folder / BASELINES, {name: pa.array(column, pa.string()) for name, column in columns.items()})
+
+
+def read_baselines(folder: Path) -> tuple[list[str], dict[str, list[str]]] | None:
+    """The ids of baselines-test.parquet and, by the baseline's name, their labels; None where there is no such file.
+
+    Raises UserError where the file is no such table.
+    """
+    if not (folder / BASELINES).exists():
+        return None
+    table = _read(folder / BASELINES, ("id",))
+    names = [name for name in table.column_names if name.startswith(BASELINE)]
+    return table["id"].to_pylist(), {name.removeprefix(BASELINE): table[name].to_pylist() for name in names}
 
 
 def read_rows(folder: Path, split: str, ids: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit import image_backbone
+from graftkit.baselines import picture_baselines
 from graftkit.images import mix, read
 from graftkit.metrics import classification
 from graftkit.pictures import picture_measures
 from graftkit.records import label_records
-from graftkit.task import Batch, Kept, Record, Row
+from graftkit.task import Baseline, Batch, Kept, Record, Row
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
     from torch import Tensor, nn
 
     from graftkit.image_cache import PictureCache
@@ -128,6 +130,10 @@ class ImageClassification:
         file = io.BytesIO()
         picture.resize(size).save(file, "JPEG", quality=80)
         return Kept({"path": row["path"], "thumbnail": file.getvalue()}, picture_measures(picture))
+
+    def baselines(self, train: Dataset, dev: Dataset, test: Dataset) -> dict[str, Baseline]:
+        """The most frequent class, and a vote of the pictures of the most similar colours."""
+        return picture_baselines(self.labels, train, dev, test)
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of timm, or of transformers."""

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.baselines import text_baselines
 from graftkit.export import load_saved, save_model, snippet
 from graftkit.metrics import classification
 from graftkit.records import label_records
-from graftkit.task import Batch, Kept, Record, Row
+from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import encode, join_rows, pad, text_hash, text_measures, token_lengths
 
 if TYPE_CHECKING:
     import numpy as np
+    from datasets import Dataset
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
@@ -87,6 +89,10 @@ class TextClassification:
         """The text, or pair of texts; its tokens before it is cut, and how many of them are unknown."""
         content = {name: row[name] for name in ("text", "text_pair") if name in row}
         return Kept(content, text_measures(self.tokenizer, *content.values()))
+
+    def baselines(self, train: Dataset, dev: Dataset, test: Dataset) -> dict[str, Baseline]:
+        """The most frequent class, and a logistic regression on the words."""
+        return text_baselines(self.labels, train, dev, test)
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of transformers, or of PEFT where the model is an adapter."""

@@ -1,0 +1,199 @@
+"""What does the model bring over simple answers?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from graftkit.errors import UserError
+from graftkit.metrics import classification, comparison
+from graftkit.metrics.comparison import ALPHA
+from graftkit.metrics.intervals import LEVEL
+from graftkit.report.markdown import bullets, decimals, duration, escape, number, plural, rounded, table, title
+from graftkit.report.reading import Reading
+from graftkit.report.sections import has_no_model, look
+from graftkit.report.tables import BASELINES, read_baselines
+
+NAME = "baselines"
+WORDS = {
+    "majority": "giving every row the most frequent class",
+    "tf_idf": "logistic regression on word counts (TF-IDF)",
+    "colours": "asking the training pictures of the most similar colours",
+}
+"""What each baseline is, as it stands in a sentence."""
+VERDICTS = {"no": "does not beat", "not shown": "is not shown to beat", "yes": "beats"}
+MOST_DRAWS, FEWEST_DRAWS = 2_000, 200
+DRAWN_ROWS = 20_000_000  # in all draws: with very many rows, fewer draws tell as much, and 100,000 take seconds
+
+
+def measure(reading: Reading) -> dict[str, Any] | None:
+    """The score of each baseline, and how far the model is ahead of it on the same rows; None without the table."""
+    found = read_baselines(reading.folder)
+    if found is None:
+        return None
+    truth, predicted, _ = reading.arrays["test"]
+    headline = reading.run.get("headline") or "macro_f1"
+    groups = reading.groups("test")
+    draws = max(FEWEST_DRAWS, min(MOST_DRAWS, DRAWN_ROWS // len(truth)))
+    answers = []
+    for name, given in _places(reading, *found).items():
+        table = classification.confusion(truth, given, len(reading.labels))
+        held = None if groups is None else classification.group_counts(truth, given, groups, len(reading.labels))
+        same = len(set(given.tolist())) == 1
+        answer = {
+            "name": name,
+            "right": int(np.trace(table)),
+            "always": reading.labels[given[0]] if same else None,
+            "headline": {"name": headline, **asdict(classification.intervals(table, held, resamples=draws)[headline])},
+        }
+        answers.append(answer | _lead(truth, given, predicted, len(reading.labels), headline, draws))
+    return {"draws": draws, "answers": answers}
+
+
+def chapter(found: Mapping[str, Any] | None, reading: Reading) -> str:
+    """The scores of the baselines, the model's lead, and what that means."""
+    if found is None:
+        if reading.run.get("recipe") == "evaluate":
+            return "Not made: an evaluation has no training rows that a simple answer could be learned from."
+        if has_no_model(reading.run):
+            return "Not made here: the report of each of these models compares it with simple answers."
+        return (
+            f"Not made: there is no {BASELINES} in this run. Make the run again, by the command at the end, to see "
+            "whether the model beats answers that need no pretrained network."
+        )
+    headline = title(found["answers"][0]["headline"]["name"])
+    lines = []
+    for answer in found["answers"]:
+        value, interval = _cells(answer["headline"])
+        lead, range_of_lead = _cells(answer["lead"], sign="+")
+        lines.append((_capital(WORDS[answer["name"]]), value, interval, lead, range_of_lead, _probability(answer["p"])))
+    share = f"{LEVEL:.0%} interval"
+    header = ("Simple answer", f"Its {headline}", share, "The model's lead", share, "p")
+    closest = nearest(found)
+    advice = (
+        "The pretrained network pays for itself only where it is ahead."
+        if closest["beaten"] == "yes"
+        else "Before you use this model, look for more rows, for wrong labels and at other settings, or take the "
+        "simple answer: it costs next to nothing."
+    )
+    parts = [
+        "What answers the same test rows without a pretrained network, learned from the same training rows:",
+        table(header, lines, numbers=[1, 3, 5]),
+        bullets(f"This model {VERDICTS[answer['beaten']]} {WORDS[answer['name']]}." for answer in found["answers"]),
+        advice,
+        _how_made(reading.run),
+        _how_to_read(reading, found),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def addition(found: Mapping[str, Any], reading: Reading) -> None:
+    """The table says it all."""
+
+
+def nearest(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The baseline that the model has most to fear of: one that it does not beat, and of several the best."""
+    order = list(VERDICTS)
+    return min(found["answers"], key=lambda answer: (order.index(answer["beaten"]), -answer["headline"]["value"]))
+
+
+def doubt(found: Mapping[str, Any] | None) -> str:
+    """The first words on a model that does not beat a baseline; none where it beats all, or there are none."""
+    if found is None or (answer := nearest(found))["beaten"] == "yes":
+        return ""
+    return f"This model {VERDICTS[answer['beaten']]} {WORDS[answer['name']]}"
+
+
+def doubt_sentence(found: Mapping[str, Any] | None) -> str:
+    """The same with the score of that baseline, as a terminal shows it."""
+    if not (words := doubt(found)):
+        return ""
+    headline = nearest(found)["headline"]
+    value, interval = _cells(headline)
+    return f"{words}, whose {title(headline['name'])} is {value}" + (f" ({interval})." if interval != "–" else ".")
+
+
+def _places(reading: Reading, ids: list[str], given: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
+    """What each baseline gives each row of test, as places in the labels: (rows,) by its name."""
+    path, place = reading.folder / BASELINES, {label: i for i, label in enumerate(reading.labels)}
+    if ids != [record["id"] for record in reading.records["test"]]:
+        raise UserError(
+            f"{path} and predictions-test.parquet do not hold the same rows in the same order; make the run again"
+        )
+    for name, labels in given.items():
+        strange = [label for label in labels if label not in place]
+        if strange or name not in WORDS:
+            what = f"the label {strange[0]!r}" if strange else f"the baseline {name!r}"
+            raise UserError(f"{path}: {what} is unknown; make the run again")
+    return {name: np.array([place[label] for label in labels]) for name, labels in given.items()}
+
+
+def _lead(
+    truth: np.ndarray, given: np.ndarray, predicted: np.ndarray, labels: int, headline: str, draws: int
+) -> dict[str, Any]:
+    """The model's score minus that of a baseline, whether it could be chance, and whether the baseline is beaten."""
+    lead = comparison.differences(truth, given[None], predicted[None], labels, resamples=draws)[headline]
+    if headline == "accuracy":
+        lost, gained = np.sum((given == truth) & (predicted != truth)), np.sum((given != truth) & (predicted == truth))
+        p = float(comparison.mcnemar(lost, gained))
+    else:
+        p = comparison.swap_test(truth, given, predicted, labels, swaps=draws)[headline]
+    beaten = "no" if lead.value <= 0 else "yes" if p <= ALPHA else "not shown"
+    return {"lead": asdict(lead), "p": p, "beaten": beaten}
+
+
+def _cells(score: Mapping[str, Any], sign: str = "") -> tuple[str, str]:
+    """A score or a lead, and its interval; – where it does not vary."""
+    if score["method"] == "constant":
+        return f"{score['value'] + 0.0:{sign}.2f}", "–"
+    if not sign:
+        value, low, high = rounded(score)
+        return value, f"{low} to {high}"
+    places = decimals((score["high"] - score["low"]) / 2)
+    value, low, high = (f"{round(score[end], places) + 0.0:+.{places}f}" for end in ("value", "low", "high"))
+    return value, f"{low} to {high}"
+
+
+def _probability(p: float) -> str:
+    """A p-value with no more digits than it deserves."""
+    return "under 0.001" if p < 0.001 else number(p, 2 if p >= 0.095 else 3)
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _how_made(run: Mapping[str, Any]) -> str:
+    """What each baseline learned from, and how long that took."""
+    lines = []
+    for name, facts in (run.get("baselines") or {}).items():
+        if name == "majority" or name not in WORDS:
+            continue
+        used, whole = facts["rows"], facts["of"]
+        rows = plural(used, "row") if used == whole else f"{used:,} of {whole:,} rows"
+        share = "" if used == whole else ", every class in its share"
+        chosen = [f"{words} {facts[key]:g}, chosen on dev" for key, words in CHOSEN.items() if key in facts]
+        made = [f"learned from {rows} of train{share}", *chosen, f"{duration(facts['seconds'])} in all"]
+        lines.append(f"{_capital(WORDS[name])}: {'; '.join(made)}.")
+    return bullets(lines)
+
+
+CHOSEN = {"C": "C", "neighbours": "neighbours:"}
+
+
+def _how_to_read(reading: Reading, found: Mapping[str, Any]) -> str:
+    draws = f"{found['draws']:,}"
+    by_swaps = f"the answers of the two trade places on each row by chance, {draws} times"
+    test = "exact test of McNemar" if found["answers"][0]["headline"]["name"] == "accuracy" else by_swaps
+    words = (
+        f"A lead counts as shown where p is at most {ALPHA:g}. p says how likely so large a lead is if it were chance "
+        f"which of the two gave which answer ({test}). The interval of the lead is a bootstrap by row, both on the "
+        f"same rows ({draws} resamples, BCa)."
+    )
+    if reading.groups("test") is not None:
+        group = escape(str(look(reading.settings, "group")))
+        words += f" Both take each row by itself, though rows of one “{group}” belong together, so they are too sure."
+    return words
