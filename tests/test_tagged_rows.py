@@ -181,6 +181,8 @@ def test_conllu_and_comments(tmp_path):
 def test_a_hash_is_a_word_where_it_is_no_comment(tmp_path):
     splits = load(path=conll(tmp_path, "# O\nwin B-x\n\n#win O\n\nwin B-x\n"))
     assert splits.train["words"][:] == [["#", "win"], ["#win"], ["win"]]
+    within = load(path=conll(tmp_path, "# id = 4\nwin x y B-x\n# SYM = O\n"))
+    assert within.train["words"][:] == [["win", "#"]]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +309,17 @@ def test_dev_and_test_are_cut_by_the_rarest_type(tmp_path):
     again = load(path=tmp_path / "all.jsonl")
     assert again.dev["id"][:] == splits.dev["id"][:]
     assert again.facts == splits.facts
+
+
+def test_the_rarest_type_of_all_copies_of_a_sentence_counts(tmp_path):
+    words, tags = many(400)
+    first = [tag[0] == "B-loc" and i % 2 == 0 for i, tag in enumerate(tags)]
+    for i, tag in enumerate(tags):
+        tag_of_both = "B-per" if tag[0] == "B-loc" else "O"
+        tags[i] = ["B-loc" if first[i] else "O" if tag[0] == "B-loc" else tag[0], tag_of_both]
+    splits = load(path=jsonl(tmp_path / "all.jsonl", words, tags))
+    assert kinds(splits.dev)["B-loc"] == kinds(splits.test)["B-loc"] == 2
+    assert splits.facts["repeats_in_train"]["sentences_with_several_labels"] == 16
 
 
 def test_max_rows_folds_groups_and_further_columns(tmp_path):

@@ -54,8 +54,8 @@ Make a run's report (report.html, report.md, metrics.json) again from its saved 
     graft report runs/reviews --audit
 
 RUN is the folder of a run that went to its end, of a pulled run, or of an evaluation. No model is loaded, but for
---explain, which keeps the words or pictures of some 20 rows of test in the folder, and for --audit, which reads the data
-again and asks the pretrained checkpoint which labels are probably wrong."""
+--explain, which keeps the words or pictures of some 20 rows of test in the folder, and for --audit, which reads the
+data again and asks the pretrained checkpoint which labels are probably wrong."""
 CALIBRATE = """\
 Make a run's probabilities ones that can be believed: a new run with one temperature, fitted on dev, in its last layer.
 
