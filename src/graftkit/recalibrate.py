@@ -17,7 +17,7 @@ import numpy as np
 from graftkit.calibrate import describe, fit, fold, logits_of, write_note
 from graftkit.classifiers import find_classifier, load_classifier
 from graftkit.errors import UserError
-from graftkit.export import HUB_ID, check_saved
+from graftkit.export import ADAPTER, HUB_ID, check_saved
 from graftkit.fingerprint import file_hashes, settings
 from graftkit.images import ImageConfig
 from graftkit.metrics import calibration
@@ -59,7 +59,7 @@ def recalibrate(folder: Path, out: Path) -> dict[str, Any]:
     classifier = load_classifier(found, ImageConfig())
     _divide(classifier, temperature, folder)
     shutil.copytree(folder, out, ignore=_left_out(folder))
-    _write_model(classifier, facts, out / "model")
+    _write_model(classifier, facts, found.folder, out / "model")
     for split, records in reading.records.items():
         write_predictions(out, split, [_tempered(record, labels, temperature) for record in records], labels)
     _write_record(reading, classifier.task, facts, out)
@@ -87,9 +87,11 @@ def _divide(classifier: Classifier, temperature: float, folder: Path) -> None:
         raise UserError(f"{folder} cannot be calibrated: its logits come from more than one last layer")
 
 
-def _write_model(classifier: Classifier, facts: dict[str, Any], place: Path) -> None:
+def _write_model(classifier: Classifier, facts: dict[str, Any], source: Path, place: Path) -> None:
     place.mkdir()
     classifier.task.save(place, classifier.model)
+    if (source / ADAPTER).exists():  # PEFT names the modules that it saves once more each time it loads them
+        shutil.copy2(source / ADAPTER, place / ADAPTER)
     write_note(place, facts)
     check_saved(classifier.model, classifier.task.load(place))
 
