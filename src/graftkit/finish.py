@@ -184,5 +184,6 @@ def score_by_name(run: Run, task: Task, split: str, records: Sequence[Record], n
 
 def number_groups(values: Sequence[str | None]) -> list[int]:
     """A number from 0 for each row, the same for equal values; a row without a value is a group of its own."""
-    own = [f"row {place}" if value is None else f"value {value}" for place, value in enumerate(values)]
-    return np.unique(own, return_inverse=True)[1].tolist()
+    own = [("row", place) if value is None else ("value", value) for place, value in enumerate(values)]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(own))}  # in no order that tells of the values
+    return [numbers[one] for one in own]

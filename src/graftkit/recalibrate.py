@@ -22,6 +22,7 @@ from graftkit.fingerprint import file_hashes, settings
 from graftkit.images import ImageConfig
 from graftkit.metrics import calibration
 from graftkit.report import ReportConfig, write_report
+from graftkit.report.metric_modules import measure_named
 from graftkit.report.reading import SPLITS, Reading, read_folder
 from graftkit.report.tables import table_hashes, write_predictions
 
@@ -58,10 +59,13 @@ def recalibrate(folder: Path, out: Path) -> dict[str, Any]:
     facts = describe(dev, labels, temperature, None, alpha)
     classifier = load_classifier(found, ImageConfig())
     _divide(classifier, temperature, folder)
-    shutil.copytree(folder, out, ignore=_left_out(folder))
+    shutil.copytree(folder, out, ignore=_left_out(folder), dirs_exist_ok=True)
     _write_model(classifier, facts, found.folder, out / "model")
     for split, records in reading.records.items():
-        write_predictions(out, split, [_tempered(record, labels, temperature) for record in records], labels)
+        tempered = [_tempered(record, labels, temperature) for record in records]
+        write_predictions(out, split, tempered, labels)
+        if split in (reading.run.get("metrics") or {}):  # those of --report.metrics, some of which read probabilities
+            reading.run["metrics"][split], _ = measure_named(reading.settings["metrics"], labels, tempered)
     _write_record(reading, classifier.task, facts, out)
     return write_report(out)
 
@@ -114,6 +118,7 @@ def _row(task: Task) -> dict[str, Any]:
 def _write_record(reading: Reading, task: Task, facts: dict[str, Any], out: Path) -> None:
     """run.json of the new run: what was true of the old one, and what is another now."""
     run, model = dict(reading.run), out / "model"
+    run.pop("explanations", None)  # of the logits as they were
     saved = dict(run.get("saved") or {})
     if saved.get("overlong"):
         said = saved["overlong"]["probabilities"]

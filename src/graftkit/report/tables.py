@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LOGIT, PROBABILITY = "logit:", "probability:"
 MEASURE, COLUMN, GROUP = "measure:", "column:", "group"
+FAR = 1e-3  # from 1, which the probabilities of a row add up to
 BASELINE = "baseline:"
 BASELINES = "baselines-test.parquet"
 
@@ -77,6 +78,10 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
         _refuse(
             path, f"a {name} that is no finite number", [ids[i] for i in bad], "the weights or these rows are broken"
         )
+    off = (probabilities < 0).any(axis=1) | (np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > FAR)
+    _refuse(
+        path, "probabilities that do not add up to 1", [ids[i] for i in np.flatnonzero(off)], "make the table again"
+    )
     known = set(labels)
     strange = [row for row, *pair in zip(ids, truth, predicted, strict=True) if not known.issuperset(pair)]
     _refuse(path, "a label without a column of its own", strange, "make the table again")
@@ -101,13 +106,17 @@ def table_hashes(folder: Path) -> dict[str, str]:
 
 
 def check_tables(folder: Path, recorded: Mapping[str, str] | None) -> None:
-    """Raise UserError where a table is not the one that run.json has the SHA-256 of; a table that is gone is not told.
+    """Raise UserError where a table is gone, or is not the one that run.json has the SHA-256 of.
 
     Runs that were made before this was recorded pass.
     """
+    if not isinstance(recorded or {}, Mapping):
+        raise UserError(f"{folder / 'run.json'}: its `tables` are no names with SHA-256; make the run again")
     found = table_hashes(folder)
     for name, sha256 in (recorded or {}).items():
-        if name in found and found[name] != sha256:
+        if name not in found:
+            raise UserError(f"{folder / name}, which the run made, is gone; put it back, or make the run again")
+        if found[name] != sha256:
             raise UserError(f"{folder / name} was changed since the run made it (SHA-256); make the run again")
 
 
@@ -175,6 +184,8 @@ def read_baselines(folder: Path) -> tuple[list[str], dict[str, list[str]]] | Non
         return None
     table = _read(folder / BASELINES, ("id",))
     names = [name for name in table.column_names if name.startswith(BASELINE)]
+    if not names:
+        raise UserError(f"{folder / BASELINES}: no column {BASELINE + '<name>'!r}; make the run again")
     return table["id"].to_pylist(), {name.removeprefix(BASELINE): table[name].to_pylist() for name in names}
 
 
