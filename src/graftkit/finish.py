@@ -64,13 +64,13 @@ def finish(
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
     with run.phase("baselines"):
         run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits))
-    if settings.explain:
+    run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
+    run.record["report"] = dataclasses.asdict(settings)
+    metrics = tell(run)
+    if settings.explain:  # once there is a report, since this asks more of the machine than all else
         with run.phase("explain"):
             explain_test(run, task, reloaded, splits.test, records)
-    run.record |= {"report": dataclasses.asdict(settings), "tables": run.once(lambda: table_hashes(run.folder))}
-    run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
-    run.save_record()
-    metrics = run.once(lambda: write_report(run.folder))
+        metrics = tell(run)
     if run.main:
         load = textwrap.indent(run.record["snippet"], "    ")
         print(
@@ -79,6 +79,13 @@ def finish(
         )
     run.end()
     return metrics
+
+
+def tell(run: Run) -> dict[str, Any]:
+    """Write record and report of what is in the run's folder; returns the metrics."""
+    run.record["tables"] = run.once(lambda: table_hashes(run.folder))
+    run.save_record()
+    return run.once(lambda: write_report(run.folder))
 
 
 def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> nn.Module:

@@ -129,7 +129,8 @@ def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
 
     lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev", "test")}
     facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length)
-    run.record["lengths"] = facts
+    special = task.tokenizer.num_special_tokens_to_add(pair="text_pair" in splits.train.column_names)
+    run.record["lengths"] = facts | {"special_tokens": special}
     half, most, nearly_all, longest = facts["percentiles"].values()
     run.say(
         f"tokens a row: half have at most {half}, 90% {most}, 99% {nearly_all}, the longest {longest}; "
