@@ -127,7 +127,14 @@ def test_a_model_that_is_too_sure_gets_a_temperature_above_one():
     assert 0 < facts["set_threshold"] < 0.5 < facts["abstain_below"] < 1
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2 lora", "test_efficientnet"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "bert",
+        pytest.param("gpt2 lora", marks=pytest.mark.slow),
+        pytest.param("test_efficientnet", marks=pytest.mark.slow),
+    ],
+)
 def pair(request, tmp_path_factory, checkpoint, image_checkpoint, data, pictures) -> tuple[Path, Path]:
     """Two runs that differ in nothing but --report.calibrate: with it, and without."""
     folder = tmp_path_factory.mktemp("runs")

@@ -236,7 +236,7 @@ def _calibrated(found: Mapping[str, Any], reading: Reading) -> str:
     record = reading.run.get("calibration")
     if found["temperature"] is not None:
         warmer = found["temperature"] > 1
-        when = " when it was made, by its settings" if is_evaluation(reading.run) else ""
+        when = " when it was made, by its settings," if is_evaluation(reading.run) else ""
         return (
             f"**Calibrated**{when} on {plural(record['rows'], 'dev row')}: what the last layer gives is divided by "
             f"{found['temperature']:.3g} (the temperature; Guo et al. 2017), which makes the model "
@@ -267,8 +267,10 @@ def _scores_table(found: Mapping[str, Any]) -> str:
         earlier = [cell(found["before"][name]), change(found["change"][name])] if found["before"] else []
         lines.append((words, cell(found["scores"][name]), *earlier, meaning))
     earlier = ["Before calibration", "Change by calibration"] if found["before"] else []
-    words = f"In brackets: {LEVEL:.0%} intervals; for the calibration error, what chance alone may make of it."
-    return table(("Score", "Test", *earlier, "What it says"), lines) + "\n\n" + words
+    words = f"In brackets: {LEVEL:.0%} intervals"
+    if found["scores"]["calibration_error"]["by_chance"]:
+        words += "; for the calibration error, what chance alone may make of it"
+    return table(("Score", "Test", *earlier, "What it says"), lines) + "\n\n" + words + "."
 
 
 def _error_cell(error: Mapping[str, Any]) -> str:

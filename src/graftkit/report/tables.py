@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOGIT, PROBABILITY = "logit:", "probability:"
 MEASURE, COLUMN, GROUP = "measure:", "column:", "group"
 FAR = 1e-3  # from 1, which the probabilities of a row add up to
-MADE_LATER = ("audit.parquet", "explanations-test.parquet")
+MADE_LATER = ("audit.parquet", "explanations-test.parquet")  # which a report can do without
 BASELINE = "baseline:"
 BASELINES = "baselines-test.parquet"
 
@@ -115,12 +115,13 @@ def check_tables(folder: Path, recorded: Mapping[str, str] | None) -> None:
         raise UserError(f"{folder / 'run.json'}: its `tables` are no names with SHA-256; make the run again")
     found = table_hashes(folder)
     for name, sha256 in (recorded or {}).items():
-        if name in MADE_LATER:  # at any time, and killed in between
+        if name not in found and name in MADE_LATER:
             continue
         if name not in found:
             raise UserError(f"{folder / name}, which the run made, is gone; put it back, or make the run again")
         if found[name] != sha256:
-            raise UserError(f"{folder / name} was changed since the run made it (SHA-256); make the run again")
+            cure = "remove it" if name in MADE_LATER else "make the run again"
+            raise UserError(f"{folder / name} was changed since the run made it (SHA-256); {cure}")
 
 
 def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
