@@ -295,16 +295,20 @@ def test_the_chapter_says_what_was_learned_and_how_far_the_model_is_ahead(tmp_pa
     assert len({len(line) for line in scores}) == 1
 
 
-def test_of_groups_it_says_that_the_test_does_not_know_them(tmp_path):
+def test_groups_are_drawn_and_traded_whole(tmp_path):
     told_run(tmp_path, 0.5, report={"group": "pat|ient"})
-    plain = write_report(tmp_path)["baselines"]["answers"][1]["headline"]
+    alone = write_report(tmp_path)["baselines"]["answers"][1]
+    plain = alone["headline"]
     _, records = read_predictions(tmp_path, "test")
     for split in ("dev", "test"):
         write_measures(tmp_path, split, [{"id": r["id"], "group": place // 6} for place, r in enumerate(records)])
-    grouped = write_report(tmp_path)["baselines"]["answers"][1]["headline"]
+    together = write_report(tmp_path)["baselines"]["answers"][1]
+    grouped = together["headline"]
+    assert (together["p"] != alone["p"], together["lead"]["low"] != alone["lead"]["low"]) == (True, True)
     assert (grouped["value"], grouped["low"] == plain["low"]) == (plain["value"], False)
     body = chapter((tmp_path / "report.md").read_text(encoding="utf-8"), "Against simple answers")
-    assert "rows of one “pat&#124;ient” belong together" in body
+    assert "trade places on each group of “pat&#124;ient” by chance" in body
+    assert "bootstrap by group of “pat&#124;ient”" in body
 
 
 @pytest.mark.parametrize(

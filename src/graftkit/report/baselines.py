@@ -49,7 +49,7 @@ def measure(reading: Reading) -> dict[str, Any] | None:
             "always": reading.labels[given[0]] if same else None,
             "headline": {"name": headline, **asdict(classification.intervals(table, held, resamples=draws)[headline])},
         }
-        answers.append(answer | _lead(truth, given, predicted, len(reading.labels), headline, draws))
+        answers.append(answer | _lead(truth, given, predicted, len(reading.labels), headline, draws, groups))
     return {"draws": draws, "answers": answers}
 
 
@@ -132,15 +132,21 @@ def _places(reading: Reading, ids: list[str], given: Mapping[str, list[str]]) ->
 
 
 def _lead(
-    truth: np.ndarray, given: np.ndarray, predicted: np.ndarray, labels: int, headline: str, draws: int
+    truth: np.ndarray,
+    given: np.ndarray,
+    predicted: np.ndarray,
+    labels: int,
+    headline: str,
+    draws: int,
+    groups: np.ndarray | None,
 ) -> dict[str, Any]:
     """The model's score minus that of a baseline, whether it could be chance, and whether the baseline is beaten."""
-    lead = comparison.differences(truth, given[None], predicted[None], labels, resamples=draws)[headline]
-    if headline == "accuracy":
+    lead = comparison.differences(truth, given[None], predicted[None], labels, groups, resamples=draws)[headline]
+    if headline == "accuracy" and groups is None:
         lost, gained = np.sum((given == truth) & (predicted != truth)), np.sum((given != truth) & (predicted == truth))
         p = float(comparison.mcnemar(lost, gained))
     else:
-        p = comparison.swap_test(truth, given, predicted, labels, swaps=draws)[headline]
+        p = comparison.swap_test(truth, given, predicted, labels, groups, swaps=draws)[headline]
     beaten = "no" if lead.value <= 0 else "yes" if p <= ALPHA else "not shown"
     return {"lead": asdict(lead), "p": p, "beaten": beaten}
 
@@ -186,14 +192,13 @@ CHOSEN = {"C": "C", "neighbours": "neighbours:"}
 
 def _how_to_read(reading: Reading, found: Mapping[str, Any]) -> str:
     draws = f"{found['draws']:,}"
-    by_swaps = f"the answers of the two trade places on each row by chance, {draws} times"
-    test = "exact test of McNemar" if found["answers"][0]["headline"]["name"] == "accuracy" else by_swaps
-    words = (
+    grouped = reading.groups("test") is not None
+    unit = f"group of “{escape(str(look(reading.settings, 'group')))}”" if grouped else "row"
+    exact = found["answers"][0]["headline"]["name"] == "accuracy" and not grouped
+    by_swaps = f"the answers of the two trade places on each {unit} by chance, {draws} times"
+    test = "exact test of McNemar" if exact else by_swaps
+    return (
         f"A lead counts as shown where p is at most {ALPHA:g}. p says how likely so large a lead is if it were chance "
-        f"which of the two gave which answer ({test}). The interval of the lead is a bootstrap by row, both on the "
+        f"which of the two gave which answer ({test}). The interval of the lead is a bootstrap by {unit}, both on the "
         f"same rows ({draws} resamples, BCa)."
     )
-    if reading.groups("test") is not None:
-        group = escape(str(look(reading.settings, "group")))
-        words += f" Both take each row by itself, though rows of one “{group}” belong together, so they are too sure."
-    return words
