@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +16,7 @@ from test_token_classification import sentence, sentences
 
 from graftkit import cli
 from graftkit.errors import UserError
+from graftkit.metrics.tagging import spans as bio_spans
 from graftkit.report.reading import read_folder
 from graftkit.report.tables import read_baselines, read_predictions, write_predictions
 
@@ -129,3 +134,140 @@ def test_the_report_can_be_made_again(made, capsys):
     assert {name: (out / name).read_bytes() for name in before} == before
     assert "entity F1" in capsys.readouterr().out
     assert read_folder(out, ("dev", "test")).labels == LABELS
+
+
+# what others load
+
+
+def plain_tags(out, rows):
+    """The tag of each word, by plain transformers (or PEFT) as the printed snippet has it."""
+    snippet = json.loads((out / "run.json").read_text())["snippet"]
+    found = []
+    for words in rows:
+        lines = snippet.splitlines()
+        (place,) = (i for i, line in enumerate(lines) if line.startswith("words = ["))
+        lines[place] = f"words = {words!r}"
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec("\n".join(lines), {})
+        found.append([tag for _, tag in ast.literal_eval(printed.getvalue().splitlines()[-1])])
+    return found
+
+
+def said(out):
+    words = [json.loads(text) for text in pq.read_table(out / "rows-test.parquet").column("words").to_pylist()]
+    return words, [record["prediction"] for record in read_predictions(out, "test")[1]]
+
+
+def test_the_pipeline_finds_the_same_entities(made):
+    from transformers import pipeline
+
+    out, _ = made
+    tag = pipeline("token-classification", str(out / "model"), aggregation_strategy="first", dtype="float32")
+    words, predicted = said(out)
+    for sentence_words, tags in zip(words[:-1], predicted[:-1], strict=True):  # the last is longer than the model reads
+        text = " ".join(sentence_words)
+        starts = np.cumsum([0, *(len(word) + 1 for word in sentence_words)])
+        ours = [(span.type, int(starts[span.first]), int(starts[span.last + 1]) - 1) for span in bio_spans(tags, "BIO")]
+        assert [(one["entity_group"], one["start"], one["end"]) for one in tag(text)] == ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("bert", ("--adapt.strategy", "head")),
+        ("gpt2", ("--adapt.strategy", "last", "--adapt.blocks", 1)),
+        ("roberta", ("--adapt.strategy", "lora", "--adapt.merge", "true")),
+        ("gpt2", ("--adapt.strategy", "lora")),
+    ],
+)
+def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(tmp_path, checkpoint, tagged, kind, words):
+    out, metrics = train(tmp_path / "run", checkpoint(kind), tagged, *words)
+    rows, predicted = said(out)
+    places = [0, 5, len(rows) - 1]
+    assert plain_tags(out, [rows[i] for i in places]) == [predicted[i] for i in places]
+    assert metrics["test"]["rows"] == 21
+    assert (out / "adapter").exists() == ("--adapt.merge" in words)
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, checkpoint, tagged, made, monkeypatch):
+    from graftkit.tasks.token_classification import TokenClassification
+
+    out, metrics = made
+    calls, loss = iter(range(1000)), TokenClassification.loss
+
+    def stopping(self, model, batch):
+        if next(calls) == 10:
+            raise KeyboardInterrupt
+        return loss(self, model, batch)
+
+    words = ("--train.save_every", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenClassification, "loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", checkpoint("bert", dropout=0.1), tagged, *words)
+    again, same = train(tmp_path / "run", checkpoint("bert", dropout=0.1), tagged, *words, "--run.resume")
+    assert same == metrics
+    weights = "model/model.safetensors"
+    assert (again / weights).read_bytes() == (out / weights).read_bytes()
+
+
+def test_plain_tags_and_groups(tmp_path, checkpoint, tagged):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (tagged / f"{split}.jsonl").read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row["tags"] = [tag[2:] or "other" for tag in row["tags"]]
+            row["author"] = f"{split}-{i // 3}"
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, metrics = train(tmp_path / "run", checkpoint("bert"), folder, "--report.group", "author")
+    assert metrics["test"]["headline"]["name"] == "accuracy"
+    assert metrics["test"]["groups"] == {"column": "author", "count": 7}
+    text = (out / "report.md").read_text()
+    assert "## Tags" in text
+    assert "tags words with an accuracy of **" in text
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--report.audit", "true"),
+        ("--report.explain", "true"),
+        ("--report.metrics", "f1"),
+        ("--report.slice", "author"),
+        ("--run.seeds", "0", "1"),
+        ("--data.folds", "3"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused_in_one_line(tmp_path, checkpoint, tagged, words):
+    with pytest.raises(UserError) as refused:
+        train(tmp_path / "run", checkpoint("bert"), tagged, *words)
+    assert words[0] in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "RUN", "a.csv"),
+        ("evaluate", "RUN", "--data.path", "a.csv"),
+        ("calibrate", "RUN", "--out", "OUT"),
+        ("compare", "RUN", "COPY"),
+        ("push", "RUN", "someone/name"),
+        ("report", "RUN", "--audit"),
+        ("report", "RUN", "--explain"),
+    ],
+)
+def test_commands_that_cannot_say_so_in_one_line(made, tmp_path, capsys, words):
+    (tmp_path / "a.csv").write_text("text\nwords\n")
+    shutil.copytree(made[0], tmp_path / "copy")
+    places = {"RUN": made[0], "OUT": tmp_path / "out", "COPY": tmp_path / "copy", "a.csv": tmp_path / "a.csv"}
+    assert cli.main([str(places.get(word, word)) for word in words]) != 0
+    error = capsys.readouterr().err.strip()
+    assert "tags words" in error or "--explain knows" in error, error
+    assert len(error.splitlines()) == 1
