@@ -30,12 +30,12 @@ def write_rows(path, rows):
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory):
-    """A folder with 60, 15 and 21 sentences, of which one of test is read in several windows."""
+    """A folder with 61, 15 and 21 sentences, of which one of train and of test is read in several windows."""
     folder = tmp_path_factory.mktemp("tagged")
     for split, count, seed in (("train", 60, 1), ("dev", 15, 2), ("test", 20, 3)):
         rows = sentences(count, seed)
-        if split == "test":
-            rows.append(sentence("long", [word for row in sentences(20, 4) for word in row["words"]]))
+        if split != "dev":
+            rows.append(sentence("long", [word for row in sentences(20, seed + 3) for word in row["words"]]))
         write_rows(folder / f"{split}.jsonl", rows)
     return folder
 
@@ -68,6 +68,9 @@ def test_the_run_folder_holds_what_it_says(made):
     assert record["calibration"]["temperature"] is None
     assert "each word" in record["calibration"]["reason"]
     assert record["lengths"]["truncated_rows"] == 0
+    assert record["lengths"]["windowed_rows"] == 1
+    assert record["lengths"]["percentiles"]["100"] > 4 * record["lengths"]["max_length"]
+    assert "1 longer one was read in windows that overlap" in (out / "report.md").read_text()
     assert record["saved"]["overlong"]["joined_rows"] > 1
     assert "calibration" not in json.loads((out / "model" / "config.json").read_text())
     assert metrics == json.loads((out / "metrics.json").read_text())
@@ -190,6 +193,24 @@ def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(tmp_path, 
     assert (out / "adapter").exists() == ("--adapt.merge" in words)
 
 
+def test_batches_go_by_all_tokens_that_are_read(checkpoint, tagged):
+    from types import SimpleNamespace
+
+    from graftkit.backbone import BackboneConfig
+    from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
+    from graftkit.tasks.token_classification import TokenClassification
+    from graftkit.text import load_tokenizer, measure
+
+    splits = load_tagged(TaggedDataConfig(path=str(tagged)), 0)
+    task = TokenClassification(load_tokenizer(BackboneConfig(name=str(checkpoint("bert")))), splits.labels)
+    lines = []
+    lengths = measure(SimpleNamespace(record={}, say=lines.append), task, splits)
+    for split in ("train", "dev", "test"):
+        assert lengths[split].tolist() == task.lengths(getattr(splits, split)).tolist()
+    assert lengths["train"].max() > task.tokenizer.model_max_length
+    assert lines[0].endswith("; 1 rows are read in windows of 40")
+
+
 def test_a_stopped_run_goes_on_to_the_same_end(tmp_path, checkpoint, tagged, made, monkeypatch):
     from graftkit.tasks.token_classification import TokenClassification
 
@@ -239,6 +260,7 @@ def test_plain_tags_and_groups(tmp_path, checkpoint, tagged):
         ("--report.explain", "true"),
         ("--report.metrics", "f1"),
         ("--report.slice", "author"),
+        ("--report.alpha", "0.2"),
         ("--run.seeds", "0", "1"),
         ("--data.folds", "3"),
     ],

@@ -44,6 +44,8 @@ def check_settings(settings: ReportConfig) -> None:
     for name in ("audit", "explain", "metrics", "slice"):
         if getattr(settings, name):
             raise UserError(f"--report.{name}: not there yet for tags of words; leave it out")
+    if settings.alpha != ReportConfig().alpha:
+        raise UserError(f"--report.alpha {settings.alpha:g}: sets of tags are not made; leave it out")
 
 
 def measure(reading: Reading, split: str) -> dict[str, Any]:
