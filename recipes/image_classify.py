@@ -101,7 +101,8 @@ def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]
         )
     source = kept_run(SOURCE, main)
     image = replace(config.image, size=config.image.size or SOURCE.image.size)
-    alone = replace(config, backbone=SOURCE.backbone, image=image, adapt=AdaptConfig(), hub=HubConfig())
+    plain = {"adapt": AdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
+    alone = replace(config, backbone=SOURCE.backbone, image=image, **plain)
     score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
     name = "the same network trained from scratch with the same settings on the same rows"
     return replace(config.backbone, name=str(source / "model")), [{"name": name, "headline": score}]

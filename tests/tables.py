@@ -32,7 +32,7 @@ for split in ("dev", "test"):
     if accelerator.is_main_process:
         write_tables(out, task, split, rows, records, ReportConfig(), True)
 if accelerator.is_main_process:
-    for name in ("run.json", "config.yaml"):
+    for name in ("run.json", "config.yaml", "baselines-test.parquet"):
         shutil.copy(run / name, out / name)
     write_report(out)
 accelerator.end_training()

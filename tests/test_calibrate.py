@@ -127,7 +127,14 @@ def test_a_model_that_is_too_sure_gets_a_temperature_above_one():
     assert 0 < facts["set_threshold"] < 0.5 < facts["abstain_below"] < 1
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2 lora", "test_efficientnet"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "bert",
+        pytest.param("gpt2 lora", marks=pytest.mark.slow),
+        pytest.param("test_efficientnet", marks=pytest.mark.slow),
+    ],
+)
 def pair(request, tmp_path_factory, checkpoint, image_checkpoint, data, pictures) -> tuple[Path, Path]:
     """Two runs that differ in nothing but --report.calibrate: with it, and without."""
     folder = tmp_path_factory.mktemp("runs")
@@ -146,7 +153,8 @@ def pair(request, tmp_path_factory, checkpoint, image_checkpoint, data, pictures
             *("--adapt.strategy", *lora)[: 2 * len(lora)],
         )
     for name, wanted in (("with", "true"), ("without", "false")):
-        run_recipe(recipe, *words, *common, "--run.out", folder / name, "--report.calibrate", wanted)
+        asked = ("--report.calibrate", wanted, "--report.metrics", "brier_score")
+        run_recipe(recipe, *words, *common, "--run.out", folder / name, *asked)
     return folder / "with", folder / "without"
 
 
@@ -189,6 +197,7 @@ def test_the_saved_settings_say_it(pair):
 def test_graft_calibrate_makes_the_run_that_was_calibrated_at_once(pair, tmp_path, capsys):
     calibrated, plain = pair
     made = tmp_path / "made"
+    made.mkdir()  # an empty folder will do
     assert cli.main(["calibrate", str(plain), "--out", str(made)]) == 0, capsys.readouterr().err
     for split in ("dev", "test"):
         np.testing.assert_allclose(logits(made, split), logits(calibrated, split), rtol=1e-4, atol=1e-5)
@@ -196,12 +205,21 @@ def test_graft_calibrate_makes_the_run_that_was_calibrated_at_once(pair, tmp_pat
         assert content(made / "model" / file.name) == content(file), file.name
     facts, at_once = (json.loads((folder / "run.json").read_text()) for folder in (made, calibrated))
     assert facts["saved"]["files"] == file_hashes(made / "model")
+    assert facts["metrics"]["test"] == pytest.approx(at_once["metrics"]["test"], abs=1e-5)
     if at_once["saved"].get("overlong"):
         said, expected = (record["saved"]["overlong"]["probabilities"] for record in (facts, at_once))
         assert said == pytest.approx(expected, abs=1e-5)
     again = cli.main(["calibrate", str(made), "--out", str(tmp_path / "again")])
     assert (again, "calibrated already" in capsys.readouterr().err) == (2, True)
     assert not (tmp_path / "again").exists()
+
+
+def test_an_evaluation_knows_what_the_settings_of_the_model_say(pair, tmp_path, capsys):
+    calibrated, _ = pair
+    path = json.loads((calibrated / "run.json").read_text())["data"]["path"]
+    words = ["evaluate", calibrated / "model", "--data.path", path, "--run.out", tmp_path / "found"]
+    assert cli.main([str(word) for word in words]) == 0, capsys.readouterr().err
+    assert calibration(tmp_path / "found") == calibration(calibrated)
 
 
 def test_graft_calibrate_needs_a_run_and_an_empty_folder(pair, tmp_path, capsys):

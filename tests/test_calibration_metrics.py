@@ -9,11 +9,11 @@ from graftkit.metrics import calibration, classification
 from graftkit.metrics.calibration import (
     abstention_threshold,
     calibration_by_chance,
-    changes,
     conformal_threshold,
     coverage_by_chance,
     fit_temperature,
-    intervals,
+    log_loss_change,
+    log_loss_interval,
     prediction_sets,
     risk_coverage,
     share,
@@ -207,65 +207,60 @@ def given(rows: int, sharpness: float = 2.0, seed: int = 0) -> tuple[np.ndarray,
     return truth, logits.argmax(axis=1), tempered(logits, 1.0)
 
 
-def test_the_values_are_the_scores():
-    truth, predicted, probabilities = given(400)
-    found = intervals(truth, predicted, probabilities)
-    assert found["log_loss"].value == pytest.approx(classification.log_loss(truth, probabilities), abs=1e-12)
-    error = classification.calibration_error(truth, predicted, probabilities)
-    assert found["calibration_error"].value == pytest.approx(error, abs=1e-12)
-    assert all(one.low < one.value < one.high for one in found.values())
-    assert found == intervals(truth, predicted, probabilities)
+def test_the_value_is_the_score():
+    truth, _, probabilities = given(400)
+    found = log_loss_interval(truth, probabilities)
+    assert found.value == pytest.approx(classification.log_loss(truth, probabilities), abs=1e-12)
+    assert found.low < found.value < found.high
+    assert found == log_loss_interval(truth, probabilities)
 
 
 def test_intervals_hold_the_truth():
-    true = intervals(*given(200_000), resamples=2)
-    hits = dict.fromkeys(true, 0)
-    for seed in range(1, 201):
-        for name, one in intervals(*given(300, seed=seed), resamples=400).items():
-            hits[name] += one.low <= true[name].value <= one.high
-    assert all(0.89 < count / 200 <= 1 for count in hits.values()), hits
+    def found(rows: int, seed: int, resamples: int):
+        truth, _, probabilities = given(rows, seed=seed)
+        return log_loss_interval(truth, probabilities, resamples=resamples)
+
+    true, ones = found(200_000, 0, 2).value, [found(300, seed, 400) for seed in range(1, 201)]
+    assert 0.9 < np.mean([one.low <= true <= one.high for one in ones]) <= 0.99
 
 
 def test_rows_of_a_group_count_as_one():
-    rows = given(300)
-    alone = intervals(*rows)
-    same = intervals(*rows, np.arange(300))
-    assert same == alone
-    twice = [np.repeat(part, 4, axis=0) for part in rows]
-    grouped = intervals(*twice, np.repeat(np.arange(300), 4))
-    for name, one in grouped.items():
-        assert one.low == pytest.approx(alone[name].low, abs=1e-9)
-        assert one.high == pytest.approx(alone[name].high, abs=1e-9)
-    naive = intervals(*twice)["log_loss"]
-    assert naive.high - naive.low < 0.6 * (alone["log_loss"].high - alone["log_loss"].low)
+    truth, _, probabilities = given(300)
+    alone = log_loss_interval(truth, probabilities)
+    assert log_loss_interval(truth, probabilities, np.arange(300)) == alone
+    twice = [np.repeat(part, 4, axis=0) for part in (truth, probabilities)]
+    grouped = log_loss_interval(*twice, np.repeat(np.arange(300), 4))
+    assert (grouped.low, grouped.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    naive = log_loss_interval(*twice)
+    assert naive.high - naive.low < 0.6 * (alone.high - alone.low)
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(6000)])
 def test_blocks_of_rows_give_the_same_interval(monkeypatch, groups):
-    rows = given(6000)
-    blocks = intervals(*rows, groups)
+    truth, _, probabilities = given(6000)
+    blocks = log_loss_interval(truth, probabilities, groups)
     monkeypatch.setattr(calibration, "BLOCKS", 10**9)
-    every = intervals(*rows, groups)
-    for name, one in every.items():
-        width = one.high - one.low
-        assert blocks[name].value == pytest.approx(one.value, abs=1e-12)
-        assert blocks[name].low == pytest.approx(one.low, abs=0.12 * width)
-        assert blocks[name].high == pytest.approx(one.high, abs=0.12 * width)
+    every = log_loss_interval(truth, probabilities, groups)
+    width = every.high - every.low
+    assert blocks.value == pytest.approx(every.value, abs=1e-12)
+    assert (blocks.low, blocks.high) == pytest.approx((every.low, every.high), abs=0.12 * width)
 
 
 def test_changes_are_told_by_the_same_rows():
-    truth, predicted, before = given(500, sharpness=3.0)
+    truth, _, before = given(500, sharpness=3.0)
     after = given(500, sharpness=1.0)[2]
-    found = changes(truth, predicted, before, after)
+    found = log_loss_change(truth, before, after)
     loss = classification.log_loss(truth, after) - classification.log_loss(truth, before)
-    assert found["log_loss"].value == pytest.approx(loss, abs=1e-12)
-    assert found["log_loss"].high < 0
-    assert found["calibration_error"].high < 0
-    apart = [intervals(truth, predicted, one)["log_loss"] for one in (before, after)]
-    widths = [one.high - one.low for one in apart]
-    assert found["log_loss"].high - found["log_loss"].low < sum(widths)
-    nothing = changes(truth, predicted, before, before)
-    assert {one.method for one in nothing.values()} == {"constant"}
+    assert found.value == pytest.approx(loss, abs=1e-12)
+    assert found.high < 0
+    apart = [log_loss_interval(truth, one) for one in (before, after)]
+    assert found.high - found.low < sum(one.high - one.low for one in apart)
+    assert log_loss_change(truth, before, before).method == "constant"
+
+
+def test_losses_that_are_equal_but_for_their_last_digit_have_no_interval():
+    probabilities = np.tile([0.0033333, 0.99, 0.0066667], (100, 1))
+    assert log_loss_interval(np.zeros(100, dtype=int), probabilities).method == "constant"
 
 
 def test_probabilities_that_are_exactly_right_have_this_much_error_by_chance():

@@ -297,6 +297,7 @@ def test_one_group_says_nothing():
     assert {interval.method for interval in found.scores.values()} == {"constant"}
 
 
+@pytest.mark.slow
 def test_95_of_100_intervals_by_group_hold_the_true_score_and_those_by_row_do_not():
     held = {"group": 0, "row": 0}
     for seed in range(200):

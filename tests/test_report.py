@@ -13,7 +13,14 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.report import metrics_text, write_report
 from graftkit.report.markdown import amount, decimals, duration, escape, fenced, number, percent, shorten, with_interval
-from graftkit.report.tables import read_predictions, read_rows, write_predictions, write_rows
+from graftkit.report.tables import (
+    read_predictions,
+    read_rows,
+    table_hashes,
+    write_baselines,
+    write_predictions,
+    write_rows,
+)
 from graftkit.text import text_hash
 
 LABELS = ["refund", "a|b", "card_lost", "<b>bold</b>"]
@@ -547,3 +554,39 @@ def test_words_and_numbers():
     ]
     assert shorten("a" * 300) == "a" * 199 + "…"
     assert fenced("a ``` b").splitlines()[0] == "````"
+
+
+def record_tables(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"tables": table_hashes(folder)}))
+
+
+def reorder(folder: Path) -> None:
+    _, records = read_predictions(folder, "dev")
+    turned = [r | {name: r[name][::-1] for name in ("logits", "probabilities")} for r in records]
+    write_predictions(folder, "dev", turned, LABELS[::-1])
+
+
+def exaggerate(folder: Path) -> None:
+    labels, records = read_predictions(folder, "test")
+    write_predictions(folder, "test", [r | {"probabilities": 2 * r["probabilities"]} for r in records], labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: (run / "rows-test.parquet").unlink(), "rows-test.parquet, which the run made, is gone"),
+        (exaggerate, "was changed since the run made it"),
+        (lambda run: (reorder(run), record_tables(run)), "has other labels than predictions-test.parquet, or in"),
+        (lambda run: (exaggerate(run), record_tables(run)), "probabilities that do not add up to 1 in row test-0,"),
+        (lambda run: (write_baselines(run, ["test-0"], {}), record_tables(run)), "no column 'baseline:<name>'"),
+    ],
+)
+def test_tables_that_are_not_what_the_run_made_are_refused(tmp_path, change, message):
+    folder = make_run(tmp_path / "run")
+    record_tables(folder)
+    write_report(folder)
+    change(folder)
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        write_report(folder)
+    assert "\n" not in str(refused.value)

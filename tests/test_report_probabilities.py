@@ -13,7 +13,7 @@ from test_report_html import MANY, make_evaluation, page_of, table_in
 from graftkit.metrics import calibration, classification, thresholds
 from graftkit.report import probabilities as part
 from graftkit.report import thresholds as lines_part
-from graftkit.report.markdown import in_brackets, limit
+from graftkit.report.markdown import in_brackets, limit, signed, with_interval
 from graftkit.report.reading import Reading, read_folder
 from graftkit.report.tables import write_measures
 
@@ -52,13 +52,48 @@ def test_before_is_the_table_times_the_temperature(tmp_path):
     change = found["scores"]["log_loss"]["value"] - found["before"]["log_loss"]["value"]
     assert found["change"]["log_loss"]["value"] == pytest.approx(change, abs=1e-9)
     scores = tables_of(chapter(report_of(tmp_path), BELIEVED))[0]
-    assert scores[0][:4] == [
-        "Score",
-        "Test (95% interval)",
-        "Before calibration (95% interval)",
-        "Change (95% interval)",
-    ]
-    assert scores[3][1:4] == [in_brackets(found[name]["log_loss"]) for name in ("scores", "before", "change")]
+    assert scores[0][:4] == ["Score", "Test", "Before calibration", "Change by calibration"]
+    cells = [in_brackets(found[name]["log_loss"]) for name in ("scores", "before")]
+    assert scores[3][1:4] == [*cells, signed(found["change"]["log_loss"])]
+    moved = found["scores"]["calibration_error"]["value"] - error
+    assert float(scores[2][3]) == pytest.approx(moved, abs=0.006)
+    assert scores[2][3][0] in "+-"
+
+
+def test_the_calibration_error_has_no_interval_but_what_chance_makes_of_it(tmp_path):
+    make_run(tmp_path)
+    found, reading = measured(tmp_path), reading_of(tmp_path)
+    _, predicted, probabilities = reading.arrays["test"]
+    error = found["scores"]["calibration_error"]
+    assert error.keys() == {"value", "by_chance"}
+    assert error["by_chance"]["most"] == calibration.calibration_by_chance(probabilities, predicted)[1]
+    cell = tables_of(part.chapter(found, reading))[0][2][1]
+    assert cell == f"{error['value']:.2f} (by chance alone: up to {error['by_chance']['most']:.2f})"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "method", "words", "cell"),
+    [
+        (-0.3, -0.1, "bca", "calibration made the probabilities better", "-0.2 (-0.3 to -0.1)"),
+        (-0.1, 0.3, "bca", "show no difference", "+0.1 (-0.1 to +0.3)"),
+        (0.1, 0.3, "bca", "made the probabilities worse", "+0.2 (+0.1 to +0.3)"),
+        (0.1, 0.1, "constant", "show no difference", "+0.1"),
+    ],
+)
+def test_whether_calibration_helped_is_one_sentence(tmp_path, low, high, method, words, cell):
+    make_run(tmp_path, calibration=FITTED)
+    found = measured(tmp_path)
+    found["change"]["log_loss"] = {
+        "value": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "level": 0.95,
+        "method": method,
+    }
+    text = part.chapter(found, reading_of(tmp_path))
+    assert words in text
+    assert text.count("By the log loss") == 1
+    assert tables_of(text)[0][3][3] == cell.replace(".1", ".10").replace(".2", ".20").replace(".3", ".30")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +108,7 @@ def test_a_temperature_is_told(tmp_path, temperature, words):
     ("change", "words"),
     [
         ({}, "“graft calibrate RUN”"),
+        ({}, "whose probabilities should fit better"),
         ({"calibration": None}, "“graft calibrate RUN”"),
         (
             {"calibration": {"temperature": None, "rows": 9, "reason": "no *dev* row"}},
@@ -85,6 +121,7 @@ def test_a_temperature_is_told(tmp_path, temperature, words):
 def test_what_was_not_calibrated_says_so(tmp_path, change, words):
     text = chapter(report_of(make_run(tmp_path, **change)), BELIEVED)
     assert words in text
+    assert "By the log loss" not in text
     assert "Before calibration" not in text
 
 
@@ -92,14 +129,16 @@ def test_what_was_not_calibrated_says_so(tmp_path, change, words):
 def test_it_says_on_which_side_the_probabilities_are_off(tmp_path, lead, words):
     make_run(tmp_path, rows=400, lead=lead)
     found = measured(tmp_path)
-    assert found["scores"]["calibration_error"]["value"] > found["by_chance"]["most"]
+    error = found["scores"]["calibration_error"]
+    assert error["value"] > error["by_chance"]["most"]
     assert words in part.chapter(found, reading_of(tmp_path))
 
 
 def test_what_chance_alone_gives_is_no_fault(tmp_path):
     make_run(tmp_path)
     found = measured(tmp_path)
-    found["scores"]["calibration_error"]["value"] = found["by_chance"]["most"]
+    error = found["scores"]["calibration_error"]
+    error["value"] = error["by_chance"]["most"]
     assert "no more than that: these rows show nothing wrong" in part.chapter(found, reading_of(tmp_path))
 
 
@@ -147,11 +186,22 @@ def test_a_test_split_unlike_dev_is_told(tmp_path):
     make_run(tmp_path, rows=400, lead=1.0)
     found = measured(tmp_path)
     found["sets"]["covered"] |= {"value": 0.7, "low": 0.65, "high": 0.75}
-    found["abstention"] = {"rows": 400, "threshold": 0.5, "answered": found["sets"]["covered"]}
+    found["abstention"] |= {"threshold": 0.5, "answered": found["sets"]["covered"]}
     found["abstention"]["wrong"] = found["sets"]["covered"] | {"value": 0.3, "low": 0.25, "high": 0.35}
     text = part.chapter(found, reading_of(tmp_path))
     assert "**It is less than was asked for**" in text
     assert "**That is more than was asked for**" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "single", "told"), [(0.91, 0.995, True), (0.89, 0.995, False), (0.91, 0.98, False), (0.89, 0.98, False)]
+)
+def test_sets_have_little_to_add_where_one_answer_is_right_more_often_than_asked(tmp_path, low, single, told):
+    make_run(tmp_path, rows=400, lead=1.0)
+    found = measured(tmp_path)
+    found["sets"]["covered"] |= {"value": 0.95, "low": low, "high": 0.97}
+    found["sets"]["single"] = single
+    assert ("sets have little to add" in part.chapter(found, reading_of(tmp_path))) == told
 
 
 # --- abstention --------------------------------------------------------------
@@ -189,6 +239,65 @@ def test_an_evaluation_has_no_dev_to_choose_by(tmp_path):
     assert chapter(text, BELIEVED).count("Not made: it is chosen on dev rows") == 2
     assert "No threshold is chosen" in chapter(text, THRESHOLDS)
     assert len(page_of(tmp_path).all("figure", id="risk")) == 1
+
+
+NOTED = {"temperature": 1.4, "reason": None, "rows": 300, "alpha": 0.2, "set_threshold": 0.25, "abstain_below": 0.75}
+
+
+def test_an_evaluation_measures_what_the_models_settings_promise(tmp_path):
+    make_evaluation(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"calibration": NOTED}))
+    found, reading = measured(tmp_path, "test"), reading_of(tmp_path, "test")
+    truth, predicted, probabilities = reading.arrays["test"]
+    sets = calibration.prediction_sets(probabilities, 0.25)
+    answered = probabilities[np.arange(120), predicted] >= 0.75
+    assert (found["alpha"], found["sets"]["source"], found["sets"]["rows"]) == (0.2, "settings", 300)
+    assert found["sets"]["covered"]["value"] == pytest.approx(sets[np.arange(120), truth].mean())
+    assert found["abstention"]["answered"]["value"] == pytest.approx(answered.mean())
+    assert found["abstention"]["wrong"]["value"] == pytest.approx((predicted != truth)[answered].mean())
+    text = chapter(report_of(tmp_path), BELIEVED)
+    assert text.count("The limit comes from the model's settings") == 2
+    assert "the true class in 80% of rows" in text
+    assert "**Calibrated** when it was made, by its settings, on 300 dev rows" in text
+    assert "Not made" not in text
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        (NOTED | {"set_threshold": None, "abstain_below": None}, "300 dev rows cannot make sets"),
+        (NOTED | {"set_threshold": None, "abstain_below": None}, "No limit makes sure that at most 20%"),
+        ({"temperature": None, "reason": "x", "rows": 300}, "Not made: it is chosen on dev rows"),
+    ],
+)
+def test_settings_that_name_no_limit_are_told(tmp_path, noted, said):
+    make_evaluation(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"calibration": noted}))
+    assert said in chapter(report_of(tmp_path), BELIEVED)
+
+
+def test_with_groups_there_is_no_verdict_by_row(tmp_path):
+    """400 rows that are 20 groups of one answer each say far less than 400 rows."""
+    make_groups(make_run(tmp_path, rows=400, lead=0.0, report={"group": "pa|<t>"}), rows=400, size=20)
+    found = measured(tmp_path)
+    assert found["scores"]["calibration_error"]["by_chance"] is None
+    assert found["sets"]["expected"] is None
+    found["sets"]["covered"] |= {"value": 0.7, "low": 0.65, "high": 0.75}
+    text = part.chapter(found, reading_of(tmp_path))
+    alike = "taken row by row, so too strict: rows of one “pa&#124;&lt;t&gt;” belong together"
+    assert text.count(alike) == 3
+    for verdict in (
+        "the probabilities are off",
+        "nothing wrong",
+        "what to expect",
+        "less than was asked",
+        "by chance alone",
+    ):
+        assert verdict not in text
+    page_of(tmp_path)
+    assert "rows of one “pa|&lt;t&gt;” belong together" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_groups_widen_the_intervals(tmp_path):
@@ -235,6 +344,41 @@ def test_strange_runs_have_their_chapters(tmp_path, change):
     assert chapter(text, THRESHOLDS)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.01234, "0.0123"),
+        (0.5, "0.5"),
+        (0.9876543, "0.988"),
+        (0.99, "0.99"),
+        (0.99987, "0.99987"),
+        (0.9999999, "0.9999999"),
+        (0.99999994, "0.99999994"),
+        (1 - 1e-12, "0.999999999999"),
+        (1.0, "1"),
+    ],
+)
+def test_a_limit_reads_as_1_only_where_it_is_1(value, shown):
+    assert limit(value) == shown
+
+
+def test_a_score_without_an_interval_claims_nothing_of_why():
+    score = {"value": 0.88, "low": 0.88, "high": 0.88, "level": 0.95, "method": "constant"}
+    assert with_interval(score) == "0.88 (no interval: too little to tell how far it would move)"
+
+
+def test_the_shares_of_a_table_have_the_same_digits(tmp_path):
+    found = {
+        "rows": 1000,
+        "risk": {"points": [[0.245, 0.0, 0.9], [0.5, 0.012, 0.8], [0.75, 0.04, 0.7], [1.0, 0.245, 0.5]]},
+    }
+    lines = part._risk_lines(found)
+    assert [line[0] for line in lines] == ["100.0%", "75.0%", "50.0%", "24.5%"]
+    assert [line[2] for line in lines] == ["24%", "4%", "1%", "0%"]
+    assert part._risk_lines(found, every=True)[::-1] == lines
+
+
 # --- thresholds --------------------------------------------------------------
 
 
@@ -257,6 +401,39 @@ def test_of_two_labels_the_rarer_in_train_is_looked_at(tmp_path):
     assert f"at least {limit(one['threshold'])} (chosen on dev)" in text
     page = page_of(tmp_path)
     assert [e[2] for e in page.all("text")].count(f"from {limit(one['threshold'])}") == 2
+    at, (_, _, line, _) = one["at_threshold"], tables_of(text)[1]
+    counts = [(at["right"], at["given"]), (at["right"], one["rows"])]
+    assert [cell.split(" (")[0] for cell in line[1:3]] == [f"{part} of {whole}" for part, whole in counts]
+    assert line[4].startswith(f"{at['given'] - at['right']} of {300 - one['rows']} (")
+
+
+def test_of_two_equally_frequent_labels_the_first_is_looked_at(tmp_path):
+    make_run(tmp_path, labels=TWO)
+    reading = reading_of(tmp_path)
+    found = lines_part.measure(reading)
+    assert found["classes"][0]["label"] == TWO[0]
+    text = lines_part.chapter(found, reading)
+    assert "the first of two equally frequent classes in train" in text
+    assert "rarer" not in text
+
+
+@pytest.mark.parametrize(("size", "told"), [(6, False), (20, True), (120, True)])
+def test_few_groups_are_warned_of(tmp_path, size, told):
+    make_groups(make_run(tmp_path), rows=120, size=size)
+    assert ("**Fewer than 20 groups are too few**" in chapter(report_of(tmp_path), THRESHOLDS)) == told
+
+
+def test_where_no_class_can_be_told_there_is_no_table(tmp_path):
+    make_run(tmp_path, labels=["only"])
+    text = lines_part.chapter(lines_part.measure(reading_of(tmp_path)), reading_of(tmp_path))
+    assert "no threshold can tell rows apart" in text
+    assert not tables_of(text)
+
+
+@pytest.mark.parametrize(("rows", "places"), [(60, 2), (100_000, 3)])
+def test_the_numbers_of_a_line_have_as_many_digits_as_rows_support(rows, places):
+    (cell,) = lines_part._digits(np.array([0.123456]), np.array([rows]))
+    assert cell == f"{0.123456:.{places}f}"
 
 
 @pytest.mark.parametrize(("splits", "expected"), [(("dev", "test"), "dev"), (("test",), "test")])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_recipe, run_recipe, texts, write_csv
+from conftest import ROOT, finish, launch_script, load_recipe, run_recipe, texts, write_csv
 from test_report import make_run, report_of
 
 from graftkit.compare.arms import load as load_arms
@@ -22,7 +22,7 @@ from graftkit.metrics.spread import divided, spread, student
 from graftkit.report import metrics_text, write_report
 from graftkit.report.reading import read_run
 from graftkit.report.tables import read_predictions, read_rows, write_measures, write_predictions
-from graftkit.run import not_kept
+from graftkit.run import not_kept, write_aside
 from graftkit.several import check_several, join_measures, one_by_one, run_several, several_asked
 
 TABLES = ("predictions-test.parquet", "rows-test.parquet", "measures-test.parquet")
@@ -119,6 +119,15 @@ def test_folds_keep_groups_together(tmp_path):
         assert not patients[0] & patients[2]
         assert not patients[1] & patients[2]
     assert sum(len(splits.test) for splits in parts) == 61
+
+
+def test_groups_on_both_sides_of_given_splits_are_warned_of(tmp_path):
+    rows = [(f"text {i}", "ab"[i % 2], f"user {i // 4}") for i in range(40)]
+    for split, part in (("train", rows[:24]), ("dev", rows[22:32]), ("test", rows[32:])):
+        write_csv(tmp_path / f"{split}.csv", part, ("text", "label", "user"))
+    splits = load_splits(DataConfig(path=str(tmp_path)), 0, ["user"], "user")
+    said = "1 of 3 groups (user) of dev also have rows in train, which flatters the scores on dev"
+    assert [warning for warning in splits.warnings if "groups" in warning] == [said]
 
 
 def test_few_rows_of_a_class_are_warned_of_and_all_folds_have_the_same_labels(tmp_path):
@@ -249,6 +258,11 @@ def test_a_folder_is_touched_only_when_the_data_are_found_good(tmp_path):
         run_several("r", fail, replace(asked, run=replace(asked.run, overwrite=True)))
     assert {path.name: path.read_text() for path in out.iterdir()} == {"config.yaml": "a: 1\n", "report.md": "old"}
     assert list(out.parent.iterdir()) == [out]
+
+    write_aside(out / "config.yaml", to_yaml(asked, leave_out=not_kept(asked)))
+    with pytest.raises(UserError, match=r"^no such rows$"):  # nor when it fails to go on
+        run_several("r", fail, replace(asked, run=replace(asked.run, resume=True)))
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "report.md"]
 
     def claim_and_fail(part):
         Path(part.run.out).mkdir()
@@ -456,6 +470,8 @@ def test_several_runs_that_were_stopped_end_as_if_they_never_had(tmp_path, check
     assert again == metrics
     assert (run / names[0] / "run.json").stat().st_mtime_ns == kept
     assert "resumed after update 2" in read_run(run / names[1])["notes"]
+    seconds = read_run(run)["seconds"]
+    assert seconds["total"] >= seconds[names[0]] + seconds[names[1]]  # what was spent before the stop counts, too
     tables = [f"{name}/{table}" for name in names for table in TABLES]
     for name in [*tables, "metrics.json", *(TABLES if names[0] == "fold-1" else [])]:
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
@@ -470,3 +486,17 @@ def test_several_runs_that_were_stopped_end_as_if_they_never_had(tmp_path, check
         run_recipe("text_classify", *plain, "--run.seed", 5, "--data.seed", 0)
         for name in TABLES:
             assert (tmp_path / "plain" / name).read_bytes() == (whole / "seed-5" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_seeds_and_folds_on_two_processes(tmp_path, checkpoint):
+    path = write_csv(tmp_path / "rows.csv", texts(60))
+    for name, flags, parts in (
+        ("seeds", ("--run.seeds", 0, 5), ("seed-0", "seed-5")),
+        ("folds", ("--data.folds", 2), ("fold-1", "fold-2")),
+    ):
+        out = tmp_path / name
+        recipe = ROOT / "recipes" / "text_classify.py"
+        finish(launch_script(recipe, *words(checkpoint, path, out), *flags, processes=2))
+        assert [read_run(out / part)["processes"] for part in parts] == [2, 2]
+        assert (out / "report.html").exists()

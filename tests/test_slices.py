@@ -286,7 +286,7 @@ def test_groups_are_told_of(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     old = report_of(make_run(tmp_path / "old"))
-    assert "Not looked at: this run kept no measures of its rows" in chapter(old, HEADING)
+    assert "Not looked at: there are no measures of its rows" in chapter(old, HEADING)
     assert "slices" not in json.loads((tmp_path / "old" / "metrics.json").read_text())
     few = make_run(tmp_path / "few", rows=12)
     write_measures(few, "test", [{"id": r["id"], "measure:tokens": 1.0} for r in read_predictions(few, "test")[1]])

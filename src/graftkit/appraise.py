@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from graftkit.calibrate import read_note
 from graftkit.config import NotNegativeInt
 from graftkit.data import DataConfig, ImageDataConfig, RowsToScore, load_test_pictures, load_test_texts
 from graftkit.data.sources import DEMO
@@ -174,6 +175,9 @@ def describe(run: Run, found: Found, classifier: Classifier, rows: RowsToScore) 
         "commit": found.commit,
         "architecture": classifier.architecture,
     }
+    note = read_note(found.folder)
+    if note is not None:
+        run.record["calibration"] = note
     run.say(f"{found.name}: {classifier.architecture} with {len(found.labels)} labels, in fp32")
     trained_on = ((found.run.get("data") or {}).get("sources") or {}).get("train")
     if trained_on == rows.facts["sources"]["test"]:

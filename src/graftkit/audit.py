@@ -68,6 +68,8 @@ def make_audit(run: Run, task: Task, headed: Headed, splits: Splits, lengths: Le
     """With --report.audit, look at the labels before the model trains: audit.parquet, and `audit` in the record."""
     if not settings.audit or run.settings.dry_run:
         return
+    if "audit" in run.record:  # of a run that is resumed
+        return
     with run.phase("audit"):
         rows = observe(run.accelerator, task, headed, splits, lengths, run.settings.seed)
         run.record["audit"] = run.once(

@@ -127,6 +127,13 @@ def _tensors(layers: Sequence[nn.Module]) -> list[Tensor]:
     return [tensor for layer in layers for tensor in (layer.weight, getattr(layer, "bias", None)) if tensor is not None]
 
 
+def read_note(folder: Path) -> dict[str, Any] | None:
+    """What the settings of a saved model say of its probabilities; None where graftkit wrote nothing there."""
+    path = folder / (LABELS if (folder / ADAPTER).exists() else "config.json")
+    note = json.loads(path.read_text(encoding="utf-8")).get(NOTE) if path.exists() else None
+    return note if isinstance(note, dict) and note.keys() >= {"temperature", "alpha", "set_threshold"} else None
+
+
 def write_note(folder: Path, facts: dict[str, Any]) -> None:
     """Put what is known of a saved model's probabilities into its settings: config.json, or an adapter's labels.json.
 

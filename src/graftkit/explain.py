@@ -74,6 +74,10 @@ def explain_test(run: Run, task: Any, model: nn.Module, rows: Sequence[Row], rec
 
 def check_explainable(folder: Path, run: Mapping[str, Any]) -> None:
     """Raise UserError where the run of this record has no model to be asked."""
+    if several := run.get("seeds") or run.get("folds"):
+        raise UserError(
+            f"--explain: {folder} holds several runs; give one of them, such as {folder / several[0]['name']}"
+        )
     if run.get("task") not in METHODS:
         raise UserError(f"{folder}: --explain knows {' and '.join(METHODS)}, and not the task {run.get('task')!r}")
     if is_evaluation(run):

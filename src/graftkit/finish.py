@@ -68,13 +68,13 @@ def finish(
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
     with run.phase("baselines"):
         run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits))
-    if settings.explain:
+    run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
+    run.record["report"] = dataclasses.asdict(settings)
+    metrics = tell(run)
+    if settings.explain:  # once there is a report, since this asks more of the machine than all else
         with run.phase("explain"):
             explain_test(run, task, reloaded, splits.test, records)
-    run.record |= {"report": dataclasses.asdict(settings), "tables": run.once(lambda: table_hashes(run.folder))}
-    run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
-    run.save_record()
-    metrics = run.once(lambda: write_report(run.folder))
+        metrics = tell(run)
     if run.main:
         load = textwrap.indent(run.record["snippet"], "    ")
         print(
@@ -83,6 +83,13 @@ def finish(
         )
     run.end()
     return metrics
+
+
+def tell(run: Run) -> dict[str, Any]:
+    """Write record and report of what is in the run's folder; returns the metrics."""
+    run.record["tables"] = run.once(lambda: table_hashes(run.folder))
+    run.save_record()
+    return run.once(lambda: write_report(run.folder))
 
 
 def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, *, merge: bool) -> nn.Module:
@@ -192,5 +199,6 @@ def score_by_name(run: Run, task: Task, split: str, records: Sequence[Record], n
 
 def number_groups(values: Sequence[str | None]) -> list[int]:
     """A number from 0 for each row, the same for equal values; a row without a value is a group of its own."""
-    own = [f"row {place}" if value is None else f"value {value}" for place, value in enumerate(values)]
-    return np.unique(own, return_inverse=True)[1].tolist()
+    own = [("row", place) if value is None else ("value", value) for place, value in enumerate(values)]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(own))}  # in no order that tells of the values
+    return [numbers[one] for one in own]

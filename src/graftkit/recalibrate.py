@@ -17,11 +17,12 @@ import numpy as np
 from graftkit.calibrate import describe, fit, fold, logits_of, write_note
 from graftkit.classifiers import find_classifier, load_classifier
 from graftkit.errors import UserError
-from graftkit.export import HUB_ID, check_saved
+from graftkit.export import ADAPTER, HUB_ID, check_saved
 from graftkit.fingerprint import file_hashes, settings
 from graftkit.images import ImageConfig
 from graftkit.metrics import calibration
 from graftkit.report import ReportConfig, write_report
+from graftkit.report.metric_modules import measure_named
 from graftkit.report.reading import SPLITS, Reading, read_folder
 from graftkit.report.tables import table_hashes, write_predictions
 
@@ -58,10 +59,13 @@ def recalibrate(folder: Path, out: Path) -> dict[str, Any]:
     facts = describe(dev, labels, temperature, None, alpha)
     classifier = load_classifier(found, ImageConfig())
     _divide(classifier, temperature, folder)
-    shutil.copytree(folder, out, ignore=_left_out(folder))
-    _write_model(classifier, facts, out / "model")
+    shutil.copytree(folder, out, ignore=_left_out(folder), dirs_exist_ok=True)
+    _write_model(classifier, facts, found.folder, out / "model")
     for split, records in reading.records.items():
-        write_predictions(out, split, [_tempered(record, labels, temperature) for record in records], labels)
+        tempered = [_tempered(record, labels, temperature) for record in records]
+        write_predictions(out, split, tempered, labels)
+        if split in (reading.run.get("metrics") or {}):  # those of --report.metrics, some of which read probabilities
+            reading.run["metrics"][split], _ = measure_named(reading.settings["metrics"], labels, tempered)
     _write_record(reading, classifier.task, facts, out)
     return write_report(out)
 
@@ -87,9 +91,11 @@ def _divide(classifier: Classifier, temperature: float, folder: Path) -> None:
         raise UserError(f"{folder} cannot be calibrated: its logits come from more than one last layer")
 
 
-def _write_model(classifier: Classifier, facts: dict[str, Any], place: Path) -> None:
+def _write_model(classifier: Classifier, facts: dict[str, Any], source: Path, place: Path) -> None:
     place.mkdir()
     classifier.task.save(place, classifier.model)
+    if (source / ADAPTER).exists():  # PEFT names the modules that it saves once more each time it loads them
+        shutil.copy2(source / ADAPTER, place / ADAPTER)
     write_note(place, facts)
     check_saved(classifier.model, classifier.task.load(place))
 
@@ -112,6 +118,7 @@ def _row(task: Task) -> dict[str, Any]:
 def _write_record(reading: Reading, task: Task, facts: dict[str, Any], out: Path) -> None:
     """run.json of the new run: what was true of the old one, and what is another now."""
     run, model = dict(reading.run), out / "model"
+    run.pop("explanations", None)  # of the logits as they were
     saved = dict(run.get("saved") or {})
     if saved.get("overlong"):
         said = saved["overlong"]["probabilities"]

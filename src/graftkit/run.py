@@ -201,7 +201,7 @@ class Run:
             pin(backbone["name"], backbone["revision"], backbone["commit"])
         self.record["command"] = before["command"]
         self.record["seconds"] = dict(before["seconds"])
-        self.record |= {name: before[name] for name in ("training",) if name in before}
+        self.record |= {name: before[name] for name in ("training", "audit", "explanations") if name in before}
         self.spent = before["seconds"].get("total", 0.0)
         self.peak = before.get("peak_memory_gib") or {}
         self.joules = before.get("energy") or {}

@@ -10,7 +10,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from graftkit.config import differences, is_first_process, to_yaml
 from graftkit.data.splits import check_folds
 from graftkit.errors import Stopped, UserError
 from graftkit.report import metrics_text, write_report
+from graftkit.report.metric_modules import measure_named
 from graftkit.report.reading import read_run
 from graftkit.report.tables import (
     GROUP,
@@ -61,7 +62,7 @@ def run_several(recipe: str, main: Callable[[Any], Any], config: Any) -> dict[st
         _prepare_to_resume(Path(config.run.out), config, list(parts))
     run = open_run(recipe, config)
     run.once(lambda: check_kept(run.folder, parts))
-    before = run.once(lambda: _claim(run))
+    claimed = run.once(lambda: _claim(run))
     for place, (name, part) in enumerate(parts.items(), start=1):
         folder = run.folder / name
         if run.once(lambda folder=folder: is_finished(folder)):
@@ -76,9 +77,10 @@ def run_several(recipe: str, main: Callable[[Any], Any], config: Any) -> dict[st
             words = str(stopped).replace(f"--run.out {folder}", f"--run.out {run.folder}")
             raise Stopped(words, stopped.code) from stopped
         finally:
-            if run.main:
-                _settle(run.folder, before, list(parts))
-        before = None
+            if run.main and claimed is not None:
+                _settle(run.folder, claimed, list(parts))
+        claimed = None
+        run.save_record()  # the time that was spent, should it be stopped before the next is done
         gc.collect()  # what trained holds itself in cycles, and a GPU has no room for two
     return _report(run, list(parts))
 
@@ -155,30 +157,43 @@ def _prepare_to_resume(folder: Path, config: Any, names: Sequence[str]) -> None:
         write_aside(path, now)
 
 
-def _claim(run: Run) -> str | None:
+@dataclass(frozen=True)
+class Claimed:
+    """What was done to make a folder ready, to be undone where no run in it can begin."""
+
+    before: Path | None  # an earlier run, set aside
+    folder: bool  # whether the folder was made
+    config: bool  # whether config.yaml was
+
+
+def _claim(run: Run) -> Claimed:
     """Make the folder; an earlier run that shall be overwritten is set aside until the data are found good."""
     before = None
     try:
         if run.settings.overwrite and run.folder.exists():
             place = Path(tempfile.mkdtemp(prefix=f"{run.folder.name}.before-", dir=run.folder.parent))
-            before = str(run.folder.rename(place / run.folder.name))
+            before = run.folder.rename(place / run.folder.name)
+        made = not run.folder.exists()
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run.out {run.folder} cannot be made: {error.strerror}") from error
-    if not (run.folder / "config.yaml").exists():
+    new = not (run.folder / "config.yaml").exists()
+    if new:
         write_aside(run.folder / "config.yaml", run.config_yaml)
-    return before
+    return Claimed(before, made, new)
 
 
-def _settle(folder: Path, before: str | None, names: Sequence[str]) -> None:
+def _settle(folder: Path, claimed: Claimed, names: Sequence[str]) -> None:
     """Once a first run has claimed its folder, drop what was there before; where none could, put that back."""
     if not any((folder / name).exists() for name in names):
-        (folder / "config.yaml").unlink(missing_ok=True)
-        folder.rmdir()
-        if before is not None:
-            Path(before).rename(folder)
-    if before is not None:
-        shutil.rmtree(Path(before).parent)
+        if claimed.config:
+            (folder / "config.yaml").unlink(missing_ok=True)
+        if claimed.folder:
+            folder.rmdir()
+        if claimed.before is not None:
+            claimed.before.rename(folder)
+    if claimed.before is not None:
+        shutil.rmtree(claimed.before.parent)
 
 
 # what they say together
@@ -248,12 +263,14 @@ def _gather_folds(folder: Path, records: Mapping[str, Mapping[str, Any]], labels
     simple = [read_baselines(place) for place in places]
     if all(simple):
         ids = list(chain.from_iterable(found[0] for found in simple))
-        names = simple[0][1]
+        names = [name for name in simple[0][1] if all(name in found[1] for found in simple)]
         write_baselines(
             folder, ids, {name: list(chain.from_iterable(found[1][name] for found in simple)) for name in names}
         )
     first = next(iter(records.values()))
     facts: dict[str, Any] = {"tables": table_hashes(folder), "folds": _describe_folds(records)}
+    if names := (first.get("report") or {}).get("metrics"):
+        facts["metrics"] = {"test": measure_named(names, labels, list(chain.from_iterable(predicted)))[0]}
     facts["data"] = {name: first["data"].get(name) for name in ("path", "subset", "columns", "bad_rows", "dropped")}
     facts["data"] |= {
         "sources": {"test": first["data"]["sources"]["train"]},
@@ -263,7 +280,7 @@ def _gather_folds(folder: Path, records: Mapping[str, Mapping[str, Any]], labels
     if first.get("lengths"):
         import numpy as np
 
-        tokens = np.array([row[f"{MEASURE}tokens"] for row in measured])
+        tokens = np.array([row[f"{MEASURE}tokens"] for row in measured]) + first["lengths"].get("special_tokens", 0)
         facts["lengths"] = describe_lengths(tokens, first["lengths"]["max_length"])
     return facts
 

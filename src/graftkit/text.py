@@ -132,7 +132,8 @@ def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
 
     lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev", "test")}
     facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length, cuts=task.cuts)
-    run.record["lengths"] = facts
+    special = task.tokenizer.num_special_tokens_to_add(pair="text_pair" in splits.train.column_names)
+    run.record["lengths"] = facts | {"special_tokens": special}
     half, most, nearly_all, longest = facts["percentiles"].values()
     cut = f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%}) are cut to {facts['max_length']}"
     if not task.cuts:

@@ -50,6 +50,14 @@ class Rows:
     ids: list[str]
     labels: list[str]
     truth: np.ndarray  # (rows,), as places in the labels
+    groups: np.ndarray | None = None  # (rows,), numbered from 0: rows that belong together; None where each is alone
+    grouped_by: tuple[str, ...] = ()  # the columns of --report.group that say so
+    unmatched: tuple[str, ...] = ()  # further such columns, of which no run kept what they hold
+
+    @property
+    def units(self) -> int:
+        """What is drawn, and by what this is independent: groups, or rows."""
+        return len(self.ids) if self.groups is None else int(self.groups.max()) + 1
 
 
 def load(names: Sequence[str]) -> tuple[list[Arm], Rows]:
@@ -75,7 +83,38 @@ def load(names: Sequence[str]) -> tuple[list[Arm], Rows]:
     for letter, name, arm in zip(ascii_uppercase, names, runs, strict=False):
         said = [[place[run.records[id]["prediction"]] for id in ids] for run in arm]
         arms.append(Arm(letter, name, arm, np.array(said)))
-    return arms, Rows(ids, reference.labels, truth)
+    return arms, Rows(ids, reference.labels, truth, *together([run for arm in runs for run in arm], ids))
+
+
+def together(runs: Sequence[Run], ids: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...], tuple[str, ...]]:
+    """Which rows, of these ids, belong together by any run; the columns that say so, and those that nobody kept.
+
+    Where two runs group by two columns, rows that are tied by either are one group: nothing is then taken as
+    independent that is not.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kept, named, ties = {}, {}, []
+    for run in runs:
+        column, groups = run.reading.settings.get("group"), run.reading.groups(SPLIT)
+        if groups is None:
+            named |= {column: None} if column else {}
+            continue
+        of_row = dict(zip(run.records, groups.tolist(), strict=True))
+        ties.append(np.unique([of_row[id] for id in ids], return_inverse=True)[1])
+        kept[column or "group"] = None
+    unmatched = tuple(str(column) for column in named if column not in kept)
+    count = len(ids)
+    if not ties:
+        return None, (), unmatched
+    starts = count + np.cumsum([0, *(int(tie.max()) + 1 for tie in ties)])
+    ends = np.concatenate([tie + start for tie, start in zip(ties, starts, strict=False)])
+    edges = coo_array((np.ones(len(ends)), (np.tile(np.arange(count), len(ties)), ends)), shape=(starts[-1],) * 2)
+    parts = connected_components(edges.tocsr(), directed=False)[1][:count]
+    groups = np.unique(parts, return_inverse=True)[1]
+    alone = groups.max() + 1 == count
+    return None if alone else groups, () if alone else tuple(map(str, kept)), unmatched
 
 
 def seed_folders(folder: Path) -> list[Path]:

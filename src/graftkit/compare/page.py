@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from graftkit.compare.arms import SPLIT, Arm, Rows, contents, cut, load
+from graftkit.compare.arms import Arm, Rows, contents, cut, load
 from graftkit.compare.difference import Difference, flips, measure, model_scores
 from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
@@ -15,7 +15,7 @@ from graftkit.metrics.comparison import ALPHA, SWAPS
 from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, clopper_pearson
 from graftkit.metrics.slices import slice_changes
 from graftkit.report import slices
-from graftkit.report.classification import content_of
+from graftkit.report.classification import FEW_GROUPS, content_of
 from graftkit.report.markdown import bullets, decimals, escape, number, percent, plural, table, title
 from graftkit.report.sections import NOUNS
 from graftkit.report.tables import written_aside
@@ -37,10 +37,11 @@ def compare(names: Sequence[str], worse_than: float | None = None, output: str |
     headline = reference.runs[0].headline
     scores = list(dict.fromkeys([headline, "accuracy"]))
     found = measure(reference, others, rows, scores)
-    parts = [f"# Comparison on {plural(len(rows.ids), 'test row')}", _overview(arms, rows, scores), _matched(arms)]
+    parts = [f"# Comparison on {plural(len(rows.ids), 'test row')}", _overview(arms, rows, scores)]
+    parts.append(" ".join([_matched(arms), *_grouped(rows)]))
     for arm, differences in zip(others, found, strict=True):
         parts.append(_chapter(reference, arm, rows, differences, len(others)))
-    parts.append(f"## How to read this\n\n{_reading(reference, scores, len(others))}")
+    parts.append(f"## How to read this\n\n{_reading(reference, rows, scores, len(others))}")
     gates = []
     if worse_than is not None:
         gates = [_gate(arm, each[headline], worse_than) for arm, each in zip(others, found, strict=True)]
@@ -74,8 +75,12 @@ def _overview(arms: Sequence[Arm], rows: Rows, scores: Sequence[str]) -> str:
                 low, high = number(float(values.min()), places), number(float(values.max()), places)
                 lines[-1] += [number(float(values.mean()), places), f"{low} to {high}"]
         else:
-            counts = classification.confusion(rows.truth, arm.said[0], len(rows.labels))
-            lines[-1] += [cell for name in scores for cell in _cells(classification.intervals(counts)[name])]
+            said, labels = arm.said[0], len(rows.labels)
+            drawn = rows.groups
+            if drawn is not None:
+                drawn = classification.group_counts(rows.truth, said, drawn, labels)
+            intervals = classification.intervals(classification.confusion(rows.truth, said, labels), drawn)
+            lines[-1] += [cell for name in scores for cell in _cells(intervals[name])]
     spread = "Over its seeds" if several else f"{LEVEL:.0%} interval"
     heads = [head for name in scores for head in (_named(name, several), spread)]
     return table(["", "Runs" if several else "Run", *heads], lines, numbers=range(2, 2 + len(heads), 2))
@@ -90,6 +95,21 @@ def _matched(arms: Sequence[Arm]) -> str:
         f"Rows were matched by id and label alone for {', '.join(blind)}: shared without its rows, so whether "
         "they hold the same cannot be told here."
     )
+
+
+def _grouped(rows: Rows) -> list[str]:
+    """That rows belong together, and what was done about it, in sentences; none where each stands for itself."""
+    if rows.groups is None:
+        return []
+    few = "" if rows.units >= FEW_GROUPS else f" Fewer than {FEW_GROUPS} are few: intervals are rather too narrow."
+    return [
+        f"Rows of one {_by(rows.grouped_by)} belong together: what was drawn are whole groups of column "
+        f"{_by(rows.grouped_by)}, {rows.units:,} of them, not rows.{few}"
+    ]
+
+
+def _by(columns: Sequence[str]) -> str:
+    return " or ".join(map(escape, columns))
 
 
 def _chapter(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Difference], comparisons: int) -> str:
@@ -112,16 +132,21 @@ def _chapter(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
 def _verdict(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Difference]) -> str:
     """Which is better, or that these rows (and seeds) cannot tell, and what they could have told."""
     (headline, difference), pair = next(iter(differences.items())), len(arm.runs) == 1
-    enough = f"{len(rows.ids):,} rows"
+    enough = plural(len(rows.ids), "row")
+    if rows.groups is not None:
+        enough += f" in {plural(rows.units, 'group')}"
     if not pair:
         enough = f"{len(reference.runs)} and {len(arm.runs)} seeds on {enough}"
     value, interval = _cells(difference.interval, sign="+")
     figures = f"{value}, {LEVEL:.0%} interval {interval}, p {_probability(difference.p)}"
     if pair and np.array_equal(reference.said, arm.said):
-        most = percent(clopper_pearson(0, len(rows.ids), LEVEL)[1])
-        return (
-            f"**The two give every row the same class.** {enough} cannot rule out that they part on up to {most} of "
-            "other rows."
+        most = percent(clopper_pearson(0, rows.units, LEVEL)[1])
+        return " ".join(
+            [
+                f"**The two give every row the same class.** {enough} cannot rule out that they part on up to {most} "
+                "of other rows.",
+                *_too_sure(rows),
+            ]
         )
     if difference.shown:
         word = "better" if difference.interval.value > 0 else "worse"
@@ -135,8 +160,11 @@ def _verdict(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
         without_zero = difference.interval.low > 0 or difference.interval.high < 0
         if without_zero != difference.shown:
             sentences.append("The interval and p do not agree on that: it is a borderline case.")
+    sentences += _too_sure(rows)
     measured = "accuracy" if pair else _named(headline, True)
-    if difference.smallest is None:
+    if difference.smallest is None and rows.groups is not None:
+        sentences.append("So few groups can hardly show any difference, however large.")
+    elif difference.smallest is None:
         sentences.append(f"Indeed {enough} can show no difference at all, however large.")
     else:
         sentences.append(
@@ -149,6 +177,23 @@ def _verdict(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
             f"wide interval); {MANY_SEEDS} or more in each arm tell more."
         )
     return " ".join(sentences)
+
+
+def _too_sure(rows: Rows) -> list[str]:
+    if not rows.unmatched:
+        return []
+    taken = "row by row" if rows.groups is None else f"by {_by(rows.grouped_by)} alone"
+    return [
+        f"All of this is taken {taken}, though rows of one {_by(rows.unmatched)} belong together: too sure. (No run "
+        "kept which these are.)"
+    ]
+
+
+def _independent(rows: Rows) -> str:
+    """What to think of a p-value that takes rows one by one."""
+    if rows.groups is None and not rows.unmatched:
+        return ""
+    return " It takes rows as independent; here they come in groups, so it is too small where a group is alike."
 
 
 def _classes(reference: Arm, arm: Arm, rows: Rows) -> str:
@@ -170,6 +215,7 @@ def _classes(reference: Arm, arm: Arm, rows: Rows) -> str:
     which = f"The {CLASSES} of {len(changed)} that changed most" if len(changed) > CLASSES else "Those that changed"
     intro = f"Of {plural(len(rows.labels), 'class', 'classes')}. {which}, by F1:"
     after = f"\n\np is that of the rows lost and gained, raised for {len(rows.labels)} classes." if pair else ""
+    after += _independent(rows) if pair else ""
     return f"### Classes\n\n{intro}\n\n{table(header, lines, numbers=range(1, len(header)))}{after}"
 
 
@@ -195,8 +241,7 @@ def _slices(reference: Arm, arm: Arm, rows: Rows) -> str:
         f"Of {plural(len(found), 'slice')}, as {escape(str(run.folder))} measured the rows. {which}, by what is right:"
     )
     after = f"\n\np is that of the rows lost and gained, raised for {plural(len(found), 'slice')}." if pair else ""
-    if pair and run.reading.groups(SPLIT) is not None:
-        after += " It takes rows as independent; here they come in groups, so it is too small where a group is alike."
+    after += _independent(rows) if pair else ""
     return f"### Slices\n\n{intro}\n\n{table(header, lines, numbers=range(1, len(header)))}{after}"
 
 
@@ -229,13 +274,13 @@ def _flipped(reference: Arm, arm: Arm, rows: Rows) -> str:
     return "\n\n".join(parts)
 
 
-def _reading(reference: Arm, scores: Sequence[str], comparisons: int) -> str:
+def _reading(reference: Arm, rows: Rows, scores: Sequence[str], comparisons: int) -> str:
     """Where the figures come from, and what they do not say."""
-    level = ALPHA / comparisons
+    level, drawn = ALPHA / comparisons, "row" if rows.groups is None else "group"
     if len(reference.runs) > 1:
         facts = [
             "Arms of several seeds compare recipes, as far as these seeds stand for others: Welch's t over the scores "
-            "of the seeds, with the variance that other test rows would bring (paired bootstrap by row, "
+            f"of the seeds, with the variance that other test rows would bring (paired bootstrap by {drawn}, "
             f"{RESAMPLES:,} resamples) added, and Satterthwaite's degrees of freedom.",
             f"The difference that is found 4 times in 5 is for this test, at level {level:.2g}.",
         ]
@@ -250,11 +295,19 @@ def _reading(reference: Arm, scores: Sequence[str], comparisons: int) -> str:
             "A pair compares two models, not two recipes: the same recipe with another seed gives another model, and "
             "with enough rows even such a pair differs. For recipes, give several seeds of each: "
             "`graft compare A1,A2,A3 B1,B2,B3`.",
-            f"Intervals: bootstrap by row, {RESAMPLES:,} resamples, BCa; of differences, both models on the same rows.",
-            f"p of accuracy: the exact test of McNemar, two-sided.{other}",
-            f"The difference that is found 4 times in 5 is for McNemar's test, at level {level:.2g}, where as large a "
-            "share of rows as here is right in one model alone.",
+            f"Intervals: bootstrap by {drawn}, {RESAMPLES:,} resamples, BCa; of differences, both models on the same "
+            "rows.",
         ]
+        tested = f"for McNemar's test, at level {level:.2g},"
+        if rows.groups is None:
+            facts.append(f"p of accuracy: the exact test of McNemar, two-sided.{other}")
+        else:
+            facts.append(f"p: the answers of all rows of a group trade places together by chance, {SWAPS:,} times.")
+            tested += " on as many rows as these groups are worth,"
+        facts.append(
+            f"The difference that is found 4 times in 5 is {tested} where as large a share of rows as here is right in "
+            "one model alone."
+        )
     if comparisons > 1:
         facts.append(
             f"With {comparisons} comparisons p is raised by Holm's method, so that all that are at most {ALPHA:g} hold "
@@ -270,6 +323,8 @@ def _gate(arm: Arm, difference: Difference, worse_than: float) -> tuple[bool, st
     if difference.shown and difference.most < -worse_than:
         return True, f"{arm.letter} **fails**: it is worse by at least {-difference.most:.{places}f} ({sure})."
     line = f"{arm.letter} **passes**: it is not shown to be worse by more than that"
+    if difference.least == difference.most:  # no resample tells the two apart, which does not make them equal
+        return False, f"{line}; how much worse it may be on other rows, these cannot tell."
     if difference.least < -worse_than:
         return False, f"{line}, though it may be worse by up to {-difference.least:.{places}f} ({sure})."
     return False, f"{line}, and is not ({sure})."

@@ -299,7 +299,7 @@ def make_splits(config: Any, checked: Checked, kind: Kind, seed: int, group: str
         labels=labels,
         facts=facts,
         notes=[*checked.notes, *bad.notes(), *fold_notes, *cut_notes],
-        warnings=[*few, *_warnings(kind, splits, repeats, overlaps, only_dev)],
+        warnings=[*few, *_warnings(kind, splits, repeats, overlaps, only_dev), *_shared_groups(splits, group)],
     )
 
 
@@ -398,6 +398,22 @@ def _describe(rows: LabelledRows, labels: list[str]) -> dict[str, Any]:
         "sha256": rows.fingerprint(),
         "classes": {label: counts.get(label, 0) for label in labels},
     }
+
+
+def _shared_groups(splits: dict[str, LabelledRows], group: str | None) -> list[str]:
+    """A warning for each pair of splits that have rows of the same group, which only given splits can have."""
+    if group is None:
+        return []
+    warnings = []
+    for one, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
+        columns = (splits[split].rows.column(EXTRA + group) for split in (one, other))
+        here, there = (set(column.drop_null().unique().to_pylist()) for column in columns)
+        if shared := len(here & there):
+            warnings.append(
+                f"{shared:,} of {len(here):,} groups ({group}) of {one} also have rows in {other}, which flatters the "
+                f"scores on {one}"
+            )
+    return warnings
 
 
 def _warnings(

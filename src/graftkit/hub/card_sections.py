@@ -15,6 +15,7 @@ from graftkit.report.markdown import (
     duration,
     escape,
     fenced,
+    limit,
     number,
     percent,
     plural,
@@ -203,14 +204,15 @@ def _probabilities(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[s
     sets, alpha = look(metrics, "probabilities", "sets") or {}, look(metrics, "probabilities", "alpha")
     if sets.get("threshold") is not None:
         facts.append(
-            f"All labels with a probability of {number(sets['threshold'], 3)} and more, and the likeliest in any case, "
+            f"All labels with a probability of {limit(sets['threshold'])} and more, and the likeliest in any case, "
             f"are a set that should hold the true one for {percent(1 - alpha)} of rows (split conformal prediction); "
             f"on test it did for {with_interval(sets['covered'])}, with {number(sets['mean_size'], 1)} labels each"
         )
     abstention = look(metrics, "probabilities", "abstention") or {}
     if abstention.get("threshold") is not None and abstention.get("wrong"):
+        which = f"with a probability of {limit(abstention['threshold'])} and more "
         facts.append(
-            f"Answers with a probability of {number(abstention['threshold'], 3)} and more should be wrong in at most "
+            f"Answers {which if abstention['threshold'] else ''}should be wrong in at most "
             f"{percent(alpha)}; on test these were {with_interval(abstention['answered'])} of all rows, and "
             f"{with_interval(abstention['wrong'])} of them were wrong"
         )

@@ -28,4 +28,5 @@ class HubConfig:
     merge: bool = False
     """add an adapter to its base's weights, and push a plain model"""
     with_rows: bool = False
-    """push the texts, or small pictures, of dev and test rows too; without it none leaves this machine"""
+    """push the texts, or small pictures, of dev and test rows too; without it none leaves this
+    machine, and of each row only its label, answer, length or size, and the number of its group"""

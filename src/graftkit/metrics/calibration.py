@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftkit.metrics.classification import BINS, bin_of_row
-from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, Statistic, bca, clopper_pearson
+from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, bca, clopper_pearson
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -152,31 +152,28 @@ def abstention_threshold(
     return found
 
 
-def intervals(
+def log_loss_interval(
     truth: np.ndarray,
-    predicted: np.ndarray,
     probabilities: np.ndarray,
     groups: np.ndarray | None = None,
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """The BCa bootstrap intervals of `log_loss` and `calibration_error`: by row, or by group where `groups` (rows,) is.
+) -> Interval:
+    """The log loss with its BCa bootstrap interval: by row, or by group where `groups` (rows,) is.
 
     More than 5,000 rows (or groups) are put at random into 5,000 blocks, and blocks are drawn: rows are as alike in a
     block as anywhere, so the interval is the same but for chance, and its cost no longer grows with the rows.
 
-    The calibration error of few rows is too large on average, since chance is an error too (`calibration_by_chance`).
-    Where the true one is near 0, its interval lies too high.
+    The calibration error has no such interval: resamples add chance to chance, and where the true error is small the
+    interval lies above it (docs/intervals.md). What chance makes of it is told by `calibration_by_chance`.
     """
-    sums = _summed(_losses(truth, predicted, probabilities), groups, seed)
-    return bca(_SCORES, sums, np.ones(sums.shape[0]), level=level, resamples=resamples, seed=seed)
+    return _mean_interval(_losses(truth, probabilities), groups, level, resamples, seed)
 
 
-def changes(
+def log_loss_change(
     truth: np.ndarray,
-    predicted: np.ndarray,
     before: np.ndarray,
     after: np.ndarray,
     groups: np.ndarray | None = None,
@@ -184,25 +181,21 @@ def changes(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Interval]:
-    """The scores of the probabilities `after` minus those `before`, of the same rows and answers; as `intervals`.
+) -> Interval:
+    """The log loss of the probabilities `after` minus that of those `before`, of the same rows; its interval as above.
 
     Both are scored on the same resamples, so what tells is how far each row's loss moved.
     """
-    both = [_losses(truth, predicted, one) for one in (before, after)]
-    sums = _summed(np.concatenate(both, axis=1), groups, seed)
-
-    def change(score: Statistic) -> Statistic:
-        return lambda totals: score(totals[:, WIDTH:]) - score(totals[:, :WIDTH])
-
-    statistics = {name: change(score) for name, score in _SCORES.items()}
-    return bca(statistics, sums, np.ones(sums.shape[0]), level=level, resamples=resamples, seed=seed)
+    moved = _losses(truth, after) - _losses(truth, before)
+    return _mean_interval(moved, groups, level, resamples, seed)
 
 
 def calibration_by_chance(
     probabilities: np.ndarray, predicted: np.ndarray, *, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float]:
     """The calibration error of probabilities that are exactly right: on average, and at most in `level` of cases.
+
+    For rows that stand for themselves: where rows belong together, chance makes more of it than this.
 
     Each row is drawn right with its own stated probability (consistency resampling: Broecker and Smith 2007); what that
     makes of the surplus in each bin is drawn from the normal distribution of the same variance.
@@ -221,16 +214,18 @@ def share(hits: np.ndarray, groups: np.ndarray | None = None, *, level: float = 
     """
     rows, right = len(hits), int(hits.sum())
     if groups is not None:
-        sums = _summed(np.stack([np.ones(rows), hits], axis=1), groups, seed=0)
-        found = bca({"share": _mean}, sums, np.ones(sums.shape[0]), level=level)["share"]
         if right not in (0, rows):
-            return found
-        rows, right = sums.shape[0], sums.shape[0] * (right > 0)
+            return _mean_interval(hits, groups, level, RESAMPLES, seed=0)
+        rows = len(np.unique(groups))
+        right = rows * (right > 0)
     low, high = clopper_pearson(right, rows, level)
     return Interval(float(np.mean(hits)), low, high, level, "clopper-pearson")
 
 
-WIDTH = 2 + BINS  # what a row adds to the sums: itself, its loss, and its surplus to its bin
+def _mean_interval(of_row: np.ndarray, groups: np.ndarray | None, level: float, resamples: int, seed: int) -> Interval:
+    """The mean over rows, (rows,), with its interval."""
+    sums = _summed(np.stack([np.ones(len(of_row)), of_row], axis=1), groups, seed)
+    return bca({"mean": _mean}, sums, np.ones(sums.shape[0]), level=level, resamples=resamples, seed=seed)["mean"]
 
 
 def _mean(totals: np.ndarray) -> np.ndarray:
@@ -238,17 +233,9 @@ def _mean(totals: np.ndarray) -> np.ndarray:
     return totals[:, 1] / _rows(totals)
 
 
-def _error(totals: np.ndarray) -> np.ndarray:
-    """The calibration error, from the surplus in each bin."""
-    return np.abs(totals[:, 2:]).sum(axis=1) / _rows(totals)
-
-
 def _rows(totals: np.ndarray) -> np.ndarray:
     """How many rows there are; NaN for none, as when the only one is left out."""
     return np.where(totals[:, 0] > 0, totals[:, 0], np.nan)
-
-
-_SCORES: dict[str, Statistic] = {"log_loss": _mean, "calibration_error": _error}
 
 
 def _reached(rows: int, alpha: float) -> int:
@@ -256,15 +243,10 @@ def _reached(rows: int, alpha: float) -> int:
     return math.ceil((rows + 1) * (1 - alpha) - 1e-9)  # 10 x (1 - 0.7) is 3, not 3 and a rounding error
 
 
-def _losses(truth: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """(rows, WIDTH): 1, the row's log loss, and in its bin how much surer it was than it was right."""
-    rows = np.arange(len(truth))
-    sums = np.zeros((len(truth), WIDTH))
-    sums[:, 0] = 1
-    sums[:, 1] = -np.log(np.clip(probabilities[rows, truth].astype(np.float64), np.finfo(np.float64).eps, 1))
-    stated = _stated(probabilities, predicted)
-    sums[rows, 2 + bin_of_row(stated, BINS)] = stated - (predicted == truth)
-    return sums
+def _losses(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The log loss of each row, (rows,)."""
+    given = probabilities[np.arange(len(truth)), truth].astype(np.float64)
+    return -np.log(np.clip(given, np.finfo(np.float64).eps, 1))
 
 
 def _summed(sums: np.ndarray, groups: np.ndarray | None, seed: int) -> csr_array:

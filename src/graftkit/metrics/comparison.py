@@ -63,7 +63,7 @@ def power(rows: int, discordant: float, difference: float, alpha: float = ALPHA)
     return float(np.sum(weights * np.where(reached, found, 0.0)))
 
 
-def smallest_difference(rows: int, discordant: int, alpha: float = ALPHA, wanted: float = POWER) -> float | None:
+def smallest_difference(rows: int, discordant: float, alpha: float = ALPHA, wanted: float = POWER) -> float | None:
     """The true difference of accuracy that the exact test of McNemar finds in 4 of 5 test sets like this one.
 
     One model alone is right on as large a share of rows as here (`discordant` of `rows`), or as large as the difference
@@ -82,6 +82,7 @@ def differences(
     first: np.ndarray,  # (models, rows): what each of the first models says
     second: np.ndarray,  # (models, rows)
     labels: int,
+    groups: np.ndarray | None = None,  # (rows,), numbered from 0
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
@@ -89,10 +90,11 @@ def differences(
 ) -> dict[str, Interval]:
     """For each of `HEADLINES`, the mean score of the second models minus that of the first, by a paired bootstrap.
 
-    A resample draws rows, and all models are scored on them; BCa. Where all models are right on the same rows no
-    resample tells them apart: accuracy then has the exact interval of the share of rows that still could.
+    A resample draws rows, or whole groups, and all models are scored on them; BCa. Where all models are right on the
+    same rows no resample tells them apart: accuracy then has the exact interval of the share of rows (groups) that
+    still could.
     """
-    sums, sizes = _sums(truth, np.concatenate([first, second]), labels)
+    sums, sizes = _sums(truth, np.concatenate([first, second]), labels, groups)
 
     def of_totals(score: Callable[[Counts], np.ndarray]) -> Statistic:
         def difference(totals: np.ndarray) -> np.ndarray:
@@ -104,21 +106,30 @@ def differences(
     statistics = {name: of_totals(score) for name, score in HEADLINES.items()}
     found = bca(statistics, sums, sizes, level=level, resamples=resamples, seed=seed)
     if found["accuracy"].method == "constant" and found["accuracy"].value == 0:
-        most = clopper_pearson(0, len(truth), level)[1]
+        most = clopper_pearson(0, int(sizes.sum()), level)[1]
         found["accuracy"] = Interval(0.0, -most, most, level, "clopper-pearson")
     return found
 
 
 def swap_test(
-    truth: np.ndarray, one: np.ndarray, other: np.ndarray, labels: int, *, swaps: int = SWAPS, seed: int = 0
+    truth: np.ndarray,
+    one: np.ndarray,
+    other: np.ndarray,
+    labels: int,
+    groups: np.ndarray | None = None,
+    *,
+    swaps: int = SWAPS,
+    seed: int = 0,
 ) -> dict[str, float]:
     """For each of `HEADLINES`, how likely so large a difference is if it were chance which model gave which answer.
 
     `one` and `other` are (rows,). On each row the two answers trade places or not, as a coin falls, 10,000 times
     (approximate randomisation: Noreen 1989; Yeh 2000, "More accurate tests for the statistical significance of result
     differences"). Counted out over all tosses, that of accuracy is the exact test of McNemar.
+
+    With `groups` (rows,), numbered from 0, one coin falls for all rows of a group: they are no independent witnesses.
     """
-    sums, sizes = _sums(truth, np.stack([one, other]), labels)
+    sums, sizes = _sums(truth, np.stack([one, other]), labels, groups)
     own, change = sums[:, labels : 3 * labels], sums[:, 3 * labels :] - sums[:, labels : 3 * labels]  # (kinds, ...)
     apart = np.flatnonzero(abs(change).sum(axis=1))
     truths, ones, others = sizes @ sums[:, :labels], sizes @ own, sizes @ (own + change)
@@ -219,15 +230,20 @@ def _critical(counts: np.ndarray, alpha: float) -> np.ndarray:
     return guess
 
 
-def _sums(truth: np.ndarray, said: np.ndarray, labels: int) -> tuple[csr_array, np.ndarray]:
+def _sums(
+    truth: np.ndarray, said: np.ndarray, labels: int, groups: np.ndarray | None = None
+) -> tuple[csr_array, np.ndarray]:
     """What one row of each kind adds to the counts, (kinds, (1 + 2 x models) x labels), and the rows of each kind.
 
     Rows with the same label and the same answers, (models, rows), are one kind. Columns: rows that have each label;
-    then of each model in turn the rows it has right, and the rows it gives each label.
+    then of each model in turn the rows it has right, and the rows it gives each label. With `groups` (rows,) each group
+    is a kind by itself, and adds what its rows do.
     """
     from scipy.sparse import csr_array
 
-    (truth, *said), sizes = np.unique(np.concatenate([truth[None], said]), axis=1, return_counts=True)
+    (truth, *said), kinds, sizes = np.unique(
+        np.concatenate([truth[None], said]), axis=1, return_inverse=True, return_counts=True
+    )
     cells = np.arange(len(sizes))
     rows, columns = [cells], [truth]
     for place, answers in enumerate(said):
@@ -235,7 +251,12 @@ def _sums(truth: np.ndarray, said: np.ndarray, labels: int) -> tuple[csr_array, 
         rows += [right, cells]
         columns += [(1 + 2 * place) * labels + truth[right], (2 + 2 * place) * labels + answers]
     rows, columns = np.concatenate(rows), np.concatenate(columns)
-    return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sizes), (1 + 2 * len(said)) * labels)), sizes
+    sums = csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(sizes), (1 + 2 * len(said)) * labels))
+    if groups is None:
+        return sums, sizes
+    count = int(groups.max()) + 1
+    held = csr_array((np.ones(len(groups)), (groups, kinds.ravel())), shape=(count, len(sizes)))
+    return held @ sums, np.ones(count, dtype=np.int64)
 
 
 def _counts(totals: np.ndarray, labels: int) -> Iterator[Counts]:

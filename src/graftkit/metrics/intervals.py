@@ -104,7 +104,8 @@ def _interval(value: float, drawn: np.ndarray, acceleration: float, level: float
     shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
     scale = np.maximum(1 - acceleration * shifted, 1e-9)  # below zero the formula would come back from the other end
     low, high = np.quantile(drawn, ndtr(bias + shifted / scale)).tolist()
-    return Interval(value, low, high, level, "bca" if low < high else "constant")
+    varies = high - low > 1e-9 * max(1.0, abs(value))  # not by rounding alone
+    return Interval(value, low, high, level, "bca" if varies else "constant")
 
 
 def _accelerations(

@@ -71,6 +71,7 @@ def auroc(found: Curve) -> float:
     return float(np.sum(np.diff(found.false_alarms, prepend=0) * (recall[1:] + recall[:-1]) / 2))
 
 
+ROUNDING = 1e-20  # a variance below it is that of numbers that are equal but for their last digit
 AREAS = {"average_precision": average_precision, "auroc": auroc}
 
 
@@ -86,11 +87,13 @@ def intervals(
 
     From how much each row, had it more weight, would move the area (the infinitesimal jackknife: Jaeckel 1972, Efron
     1981; for AUROC nearly that of DeLong et al. 1988), on the scale of ln(area / (1 - area)), with Student's t for few
-    rows with the label. An area of 1, or a single row with or without the label, has no interval (method "constant").
+    rows (or groups) with the label. An area of 1, or a single row (or group) with or without the label, has no interval
+    (method "constant").
     """
     from scipy.special import expit, logit, stdtrit
 
-    fewest = int(min(found.right[-1], found.wrong[-1]))
+    kinds = (having, ~having)
+    fewest = min(int(kind.sum()) if groups is None else len(np.unique(groups[kind])) for kind in kinds)
     point = None if groups is None else np.searchsorted(-found.threshold, -probabilities)
     intervals = {}
     for name, (have, lack) in _influences(found).items():
@@ -101,7 +104,7 @@ def intervals(
         else:
             each = np.where(having, have[point], lack[point])
             variance = float(np.sum(np.bincount(np.unique(groups, return_inverse=True)[1], weights=each) ** 2))
-        if fewest < 2 or not 0 < value < 1 or variance == 0:
+        if fewest < 2 or not 0 < value < 1 or variance < ROUNDING:
             intervals[name] = Interval(value, value, value, level, "constant")
             continue
         spread = np.sqrt(variance * fewest / (fewest - 1)) / (value * (1 - value))
@@ -118,6 +121,8 @@ class At(NamedTuple):
     recall: float
     f1: float
     false_alarms: float
+    right: int  # rows that reach it and have the label
+    given: int  # rows that reach it
 
 
 def best_threshold(found: Curve) -> float:
@@ -129,7 +134,8 @@ def at(given: np.ndarray, having: np.ndarray) -> At:
     """The scores where these rows are given a label and those have it: (rows,) bool each, some and not all have it."""
     right, rows, true = int((given & having).sum()), int(given.sum()), int(having.sum())
     precision = right / rows if rows else 0.0
-    return At(precision, right / true, 2 * right / (rows + true), (rows - right) / (len(having) - true))
+    false_alarms = (rows - right) / (len(having) - true)
+    return At(precision, right / true, 2 * right / (rows + true), false_alarms, right, rows)
 
 
 def thinned(across: np.ndarray, up: np.ndarray, most: int) -> np.ndarray:

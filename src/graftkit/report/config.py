@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftkit.config import Share
+from graftkit.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,10 @@ class ScoresConfig:
     """
     metrics: list[str] | None = None
     """metrics of the evaluate library to add, by name, such as roc_auc; those of scikit-learn come with graftkit"""
+
+    def __post_init__(self) -> None:
+        if self.group == "":
+            raise UserError("--report.group: name a column of the data, or leave it out")
 
     @property
     def columns(self) -> tuple[str, ...]:

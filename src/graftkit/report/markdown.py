@@ -68,7 +68,7 @@ def number(value: float, places: int) -> str:
 def with_interval(score: Mapping[str, Any]) -> str:
     """A score with as many digits as its interval supports: 0.93 (95% interval 0.91 to 0.95)."""
     if score["method"] == "constant":
-        return f"{number(score['value'], 2)} (no interval: it does not vary)"
+        return f"{number(score['value'], 2)} (no interval: too little to tell how far it would move)"
     value, low, high = rounded(score)
     return f"{value} ({score['level']:.0%} interval {low} to {high})"
 
@@ -88,9 +88,26 @@ def in_brackets(score: Mapping[str, Any]) -> str:
     return f"{value} ({low} to {high})"
 
 
+def signed(score: Mapping[str, Any]) -> str:
+    """A difference and its interval in a cell of a table, with signs: +0.03 (-0.01 to +0.07)."""
+    if score["method"] == "constant":
+        return with_sign(score["value"], 2)
+    places = decimals((score["high"] - score["low"]) / 2)
+    value, low, high = (with_sign(score[end], places) for end in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def with_sign(value: float, places: int) -> str:
+    """A difference in so many decimals: +0.03, -0.01."""
+    return f"{round(value, places) + 0.0:+.{places}f}"
+
+
 def limit(value: float) -> str:
     """A probability from which on something is done, in as many digits as come near it: 0.5, 0.013, 0.99987."""
-    return f"{value:.3g}" if value < 0.99 else f"{1 - float(f'{1 - value:.2g}'):.6g}"
+    if value < 0.99 or value == 1:
+        return f"{value:.3g}"
+    gap = float(f"{1 - value:.2g}")  # two digits of what is left to 1
+    return f"{1 - gap:.{1 - math.floor(math.log10(gap))}f}".rstrip("0")
 
 
 def title(name: str) -> str:

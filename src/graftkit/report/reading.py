@@ -73,10 +73,16 @@ class Reading:
 def read_folder(folder: Path, splits: Sequence[str]) -> Reading:
     """The run in `folder`. Raises UserError where run.json or a table is missing, broken or was edited."""
     run = read_run(folder)
-    records = {}
+    records, found = {}, {}
     check_tables(folder, run.get("tables"))
     for split in splits:
-        labels, records[split] = read_predictions(folder, split)
+        found[split], records[split] = read_predictions(folder, split)
+    labels = found[splits[-1]]
+    for split in (split for split in splits if found[split] != labels):
+        raise UserError(
+            f"{folder}: predictions-{split}.parquet has other labels than predictions-{splits[-1]}.parquet, or in "
+            "another order; make the run again"
+        )
     return Reading(folder, run, labels, records)
 
 

@@ -109,15 +109,17 @@ def summary(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     headline, count = found["headline"], len(found["runs"])
     cautions = []
     doubtful = sum(bool(one["doubt"]) for one in found["runs"])
+    start = f"Over {count} seeds"
     if doubtful:
-        cautions.append(f"{doubtful} of the {count} models are not shown to beat a simple answer (see their reports)")
+        start = f"**{doubtful} of the {count} models are not shown to beat a simple answer (see their reports)**: over"
+        start += f" {count} seeds"
     if count < FEW:
         cautions.append(f"{count} seeds hardly show how much the seed matters, which makes the interval wide")
     cautions.append("the interval speaks of other seeds on these rows, not of other rows: see each seed's own")
     if run.get("warnings"):
         cautions.append(f"the runs gave {plural(len(run['warnings']), 'warning')} (below)")
     return (
-        f"Over {count} seeds, this recipe reaches a mean {title(headline['name'])} of **{with_interval(headline)}** on "
+        f"{start}, this recipe reaches a mean {title(headline['name'])} of **{with_interval(headline)}** on "
         f"{plural(found['rows'], 'test row')} that no model was trained on, where 1 is perfect. "
         f"{_changing(found).capitalize()}. **Watch out:** {'; '.join(cautions)}."
     )

@@ -110,8 +110,8 @@ def chapter(found: Mapping[str, Any] | None, reading: Reading) -> str:
     """How many slices were looked at, and those that are wrong more often than the others, the worst first."""
     if found is None:
         return (
-            "Not looked at: this run kept no measures of its rows (measures-test.parquet), as runs of an earlier "
-            "version did not. Make the run again, or score its model with `graft evaluate`."
+            "Not looked at: there are no measures of its rows (measures-test.parquet), which runs of an earlier "
+            "version did not keep. Make the run again, or score its model with `graft evaluate`."
         )
     noun = NOUNS[reading.run["task"]]
     bad = sorted(filter(matters, found["slices"]), key=lambda line: line["right"])
@@ -142,7 +142,8 @@ def addition(found: Mapping[str, Any], reading: Reading) -> Addition | None:
 def _introduction(found: Mapping[str, Any], bad: Sequence[Mapping[str, Any]], noun: str) -> str:
     looked = len(found["slices"])
     if not looked:
-        return f"{plural(found['rows'], 'test row')} are too few, or too much alike, to be cut into slices."
+        count = plural(found["rows"], "test row is", "test rows are")
+        return f"{count} too few, or too much alike, to be cut into slices."
     opening = f"The test rows were cut into {plural(looked, 'slice')} by what they have in common."
     if not bad:
         return (

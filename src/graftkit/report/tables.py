@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOGIT, PROBABILITY = "logit:", "probability:"
 MEASURE, COLUMN, GROUP = "measure:", "column:", "group"
+FAR = 1e-3  # from 1, which the probabilities of a row add up to
+MADE_LATER = ("audit.parquet", "explanations-test.parquet")  # which a report can do without
 BASELINE = "baseline:"
 BASELINES = "baselines-test.parquet"
 
@@ -87,22 +89,37 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     if not table.num_rows:
         raise UserError(f"{path} has no rows, so there is nothing to score")
     words = set(_OF_WORDS) <= set(table.column_names)
-    labels, numbers = _read_words(path, table) if words else _read_labels(path, table)
+    labels, numbers, sizes = _read_words(path, table) if words else _read_labels(path, table)
     ids, truth, predicted = (table[name].to_pylist() for name in _NAMES)
     losses = table["loss"].to_pylist()
-    for name, values in (("probability", numbers[1]), ("logit", numbers[0]), ("loss", np.array(losses)[:, None])):
-        bad = [id for id, row in zip(ids, values, strict=True) if not np.isfinite(np.asarray(row, np.float64)).all()]
-        _refuse(path, f"a {name} that is no finite number", bad, "the weights or these rows are broken")
+    owners = np.repeat(np.arange(len(ids)), sizes)
+
+    def rows_where(flags: np.ndarray) -> list[str]:
+        return [ids[place] for place in dict.fromkeys(owners[flags].tolist())]
+
+    broken = "the weights or these rows are broken"
+    for name, values in zip(("logit", "probability"), numbers, strict=True):
+        _refuse(path, f"a {name} that is no finite number", rows_where(~np.isfinite(values).all(axis=1)), broken)
+    bad = np.flatnonzero(~np.isfinite(np.array(losses, np.float64)))
+    _refuse(path, "a loss that is no finite number", [ids[place] for place in bad], broken)
+    shares = numbers[1]
+    off = (shares < 0).any(axis=1) | (np.abs(shares.sum(axis=1, dtype=np.float64) - 1) > FAR)
+    _refuse(path, "probabilities that do not add up to 1", rows_where(off), "make the table again")
     known = set(labels)
     said = [(*one, *other) if words else (one, other) for one, other in zip(truth, predicted, strict=True)]
     strange = [row for row, given in zip(ids, said, strict=True) if not known.issuperset(given)]
     _refuse(path, "a label without a column of its own", strange, "make the table again")
+    if words:
+        numbers = tuple(np.split(values, np.cumsum(sizes)[:-1]) for values in numbers)
     rows = zip(ids, truth, predicted, *numbers, losses, strict=True)
     return labels, [dict(zip((*_NAMES, *_OF_WORDS, "loss"), row, strict=True)) for row in rows]
 
 
-def _read_labels(path: Path, table: pa.Table) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
-    """The labels, and of each row the logits and the probabilities, (rows, labels)."""
+_Numbers = tuple[list[str], tuple[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _read_labels(path: Path, table: pa.Table) -> _Numbers:
+    """The labels; logits and probabilities, (rows, labels); and how many of these lines a row has: one."""
     labels = [name.removeprefix(PROBABILITY) for name in table.column_names if name.startswith(PROBABILITY)]
     missing = [LOGIT + label for label in labels if LOGIT + label not in table.column_names]
     if not labels or missing:
@@ -110,11 +127,11 @@ def _read_labels(path: Path, table: pa.Table) -> tuple[list[str], tuple[np.ndarr
     logits, probabilities = (
         np.stack([table[prefix + label].to_numpy() for label in labels], axis=1) for prefix in (LOGIT, PROBABILITY)
     )
-    return labels, (logits, probabilities)
+    return labels, (logits, probabilities), np.ones(table.num_rows, np.int64)
 
 
-def _read_words(path: Path, table: pa.Table) -> tuple[list[str], tuple[list[np.ndarray], list[np.ndarray]]]:
-    """The labels by run.json, and of each row the logits and the probabilities, (words, labels)."""
+def _read_words(path: Path, table: pa.Table) -> _Numbers:
+    """The labels by run.json; logits and probabilities, (words of all rows, labels); and how many words a row has."""
     from pyarrow import compute
 
     try:
@@ -127,11 +144,10 @@ def _read_words(path: Path, table: pa.Table) -> tuple[list[str], tuple[list[np.n
         wrong = np.flatnonzero(compute.list_value_length(table[name]).to_numpy() != whole)
         ids = [table["id"][int(place)].as_py() for place in wrong]
         _refuse(path, f"a {name} that is not of each word", ids, "make the table again")
-    ends = np.cumsum(words)[:-1]
     logits, probabilities = (
-        np.split(table[name].combine_chunks().flatten().to_numpy().reshape(-1, len(labels)), ends) for name in _OF_WORDS
+        table[name].combine_chunks().flatten().to_numpy().reshape(-1, len(labels)) for name in _OF_WORDS
     )
-    return labels, (logits, probabilities)
+    return labels, (logits, probabilities), words
 
 
 def copy_measures(folder: Path, target: Path, split: str, *, with_columns: bool) -> None:
@@ -151,14 +167,21 @@ def table_hashes(folder: Path) -> dict[str, str]:
 
 
 def check_tables(folder: Path, recorded: Mapping[str, str] | None) -> None:
-    """Raise UserError where a table is not the one that run.json has the SHA-256 of; a table that is gone is not told.
+    """Raise UserError where a table is gone, or is not the one that run.json has the SHA-256 of.
 
     Runs that were made before this was recorded pass.
     """
+    if not isinstance(recorded or {}, Mapping):
+        raise UserError(f"{folder / 'run.json'}: its `tables` are no names with SHA-256; make the run again")
     found = table_hashes(folder)
     for name, sha256 in (recorded or {}).items():
-        if name in found and found[name] != sha256:
-            raise UserError(f"{folder / name} was changed since the run made it (SHA-256); make the run again")
+        if name not in found and name in MADE_LATER:
+            continue
+        if name not in found:
+            raise UserError(f"{folder / name}, which the run made, is gone; put it back, or make the run again")
+        if found[name] != sha256:
+            cure = "remove it" if name in MADE_LATER else "make the run again"
+            raise UserError(f"{folder / name} was changed since the run made it (SHA-256); {cure}")
 
 
 def write_rows(folder: Path, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -231,6 +254,8 @@ def read_baselines(folder: Path) -> tuple[list[str], dict[str, list[Any]]] | Non
         return None
     table = _read(folder / BASELINES, ("id",))
     names = [name for name in table.column_names if name.startswith(BASELINE)]
+    if not names:
+        raise UserError(f"{folder / BASELINES}: no column {BASELINE + '<name>'!r}; make the run again")
     return table["id"].to_pylist(), {name.removeprefix(BASELINE): table[name].to_pylist() for name in names}
 
 

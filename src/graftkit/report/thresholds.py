@@ -15,8 +15,9 @@ import numpy as np
 
 from graftkit.metrics import thresholds
 from graftkit.report import charts
+from graftkit.report.classification import FEW_GROUPS
 from graftkit.report.html import Addition
-from graftkit.report.markdown import escape, in_brackets, limit, number, plural, shorten, table
+from graftkit.report.markdown import decimals, escape, in_brackets, limit, number, percent, plural, shorten, table
 from graftkit.report.reading import Reading
 from graftkit.report.sections import look
 
@@ -34,7 +35,7 @@ def measure(reading: Reading) -> dict[str, Any]:
     Of two classes, only the rarer is looked at: the other is its mirror image. `classes` are in the order of the
     labels; where all test rows have a class, or none, its areas are None, and its threshold by the same rule of dev.
     """
-    places, rarer_in = _asked(reading)
+    places, rarer_in, alike = _asked(reading)
     truth, predicted, _ = reading.arrays["test"]
     groups = reading.groups("test")
     columns = {split: np.ascontiguousarray(found[2].T) for split, found in reading.arrays.items()}  # (labels, rows)
@@ -58,20 +59,26 @@ def measure(reading: Reading) -> dict[str, Any]:
                 "as_it_answers": thresholds.at(predicted == place, having)._asdict() if curve else None,
             }
         )
-    return {"rows": len(truth), "rarer_in": rarer_in, "classes": classes}
+    return {
+        "rows": len(truth),
+        "groups": None if groups is None else len(np.unique(groups)),
+        "rarer_in": rarer_in,
+        "equally_frequent": alike,
+        "classes": classes,
+    }
 
 
-def _asked(reading: Reading) -> tuple[Sequence[int], str | None]:
-    """The places of the labels that are looked at; of two, the rarer, with the split in which it is."""
+def _asked(reading: Reading) -> tuple[Sequence[int], str | None, bool]:
+    """The places of the labels that are looked at; of two, the rarer, the split in which it is, and if both are so."""
     if len(reading.labels) != 2:
-        return range(len(reading.labels)), None
+        return range(len(reading.labels)), None, False
     recorded = look(reading.run, "data", "splits", "train", "classes") or {}
     if set(reading.labels) <= set(recorded):
         counts, split = [recorded[label] for label in reading.labels], "train"
     else:
         split = "dev" if "dev" in reading.arrays else "test"
         counts = np.bincount(reading.arrays[split][0], minlength=2).tolist()
-    return [0 if counts[0] < counts[1] else 1], split
+    return [0 if counts[0] <= counts[1] else 1], split, counts[0] == counts[1]
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -79,9 +86,13 @@ def _asked(reading: Reading) -> tuple[Sequence[int], str | None]:
 
 def chapter(found: Mapping[str, Any], reading: Reading) -> str:
     """The chapter in Markdown."""
-    if found["rarer_in"] is None:
-        return _of_many(found, "dev" in reading.arrays)
-    return _of_two(found, reading)
+    words = _of_many(found, "dev" in reading.arrays) if found["rarer_in"] is None else _of_two(found, reading)
+    if found["groups"] is not None and found["groups"] < FEW_GROUPS and _weakest_first(found):
+        words += (
+            f"\n\n**Fewer than {FEW_GROUPS} groups are too few** ({found['groups']:,} here): the intervals in brackets "
+            "may be narrower than they should be. Rows of other groups would help."
+        )
+    return words
 
 
 _AREAS = (
@@ -101,8 +112,9 @@ def _of_two(found: Mapping[str, Any], reading: Reading) -> str:
     (one,) = found["classes"]
     split, name = found["rarer_in"], escape(one["label"])
     other = escape(next(label for label in reading.labels if label != one["label"]))
+    which = "the first of two equally frequent classes" if found["equally_frequent"] else "the rarer class"
     intro = (
-        f"These are the scores of “{name}”, the rarer class in {split} ({one['rows']:,} of "
+        f"These are the scores of “{name}”, {which} in {split} ({one['rows']:,} of "
         f"{plural(found['rows'], 'test row')}); “{other}” is what is left. The model answers “{name}” where it is the "
         "likelier of the two. Where one kind of mistake costs more, answer it from another probability on."
     )
@@ -113,8 +125,9 @@ def _of_two(found: Mapping[str, Any], reading: Reading) -> str:
     parts = [intro, areas, _AREAS]
     if one["threshold"] is None:
         return "\n\n".join([*parts, _NO_DEV if "dev" not in reading.arrays else _NO_ROWS])
+    without = found["rows"] - one["rows"]
     lines = [
-        (words, *(number(at[key], 2) for key in ("precision", "recall", "f1", "false_alarms")))
+        (words, *_shares(at, one["rows"]), number(at["f1"], 2), _of(at["given"] - at["right"], without))
         for words, at in (
             (f"at least {limit(one['threshold'])} (chosen on dev)", one["at_threshold"]),
             ("the likelier of the two (as the model answers)", one["as_it_answers"]),
@@ -135,12 +148,23 @@ def _untold(rows: int, having: int) -> str:
     return f"{'All' if having == rows else 'None'} of the test rows have it, so no threshold can tell rows apart."
 
 
+def _shares(at: Mapping[str, Any], having: int) -> tuple[str, str]:
+    """Precision and recall as counts, so that few rows are seen to be few."""
+    return _of(at["right"], at["given"]), _of(at["right"], having)
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,} ({percent(part, whole)})" if whole else "no row"
+
+
 def _of_many(found: Mapping[str, Any], has_dev: bool) -> str:
     told = _weakest_first(found)
+    if not told:
+        return "Of each class, all test rows have it, or none, so no threshold can tell rows apart."
     lines = []
     for one in told[:SHOWN]:
         at = one["at_threshold"]
-        chosen = (limit(one["threshold"]), number(at["precision"], 2), number(at["recall"], 2)) if at else ("–",) * 3
+        chosen = (limit(one["threshold"]), *_shares(at, one["rows"])) if at else ("–",) * 3
         areas = (in_brackets(one["average_precision"]), in_brackets(one["auroc"]))
         lines.append((escape(one["label"]), *areas, f"{one['rows']:,}", *(chosen if has_dev else ())))
     intro = (
@@ -219,8 +243,10 @@ def _chart(kind: _Chart, curves: Mapping[str, thresholds.Curve], told: Sequence[
         kept = thresholds.thinned(across, up, POINTS if len(curves) == 1 else POINTS_EACH)
         points = [*kind.start, *zip(across[kept].tolist(), up[kept].tolist(), strict=True)]
         series.append(charts.Series(shorten(name, LETTERS), points, dashes, dots=len(points) == 1))
-        shares = zip(curve.threshold[kept].tolist(), across[kept].tolist(), up[kept].tolist(), strict=True)
-        lines += [(name, limit(threshold), f"{x:.3f}", f"{y:.3f}") for threshold, x, y in shares]
+        cells = (
+            _digits(getattr(curve, score)[kept], _rows_behind(curve, score)[kept]) for score in (kind.across, kind.up)
+        )
+        lines += zip([name] * len(kept), map(limit, curve.threshold[kept].tolist()), *cells, strict=True)
     marked, ring = None, ""
     if len(told) == 1 and told[0]["at_threshold"]:
         at = told[0]["at_threshold"]
@@ -236,3 +262,16 @@ def _chart(kind: _Chart, curves: Mapping[str, thresholds.Curve], told: Sequence[
     )
     header = ("Class", "Threshold", *(name.capitalize() for name in names))
     return charts.figure(kind.id, caption, drawing, charts.table(kind.title, header, lines, [1, 2, 3]))
+
+
+def _rows_behind(curve: thresholds.Curve, score: str) -> np.ndarray:
+    """The rows that a score is a share of, at each point of the curve: (points,)."""
+    given = curve.right + curve.wrong
+    whole = {"precision": given, "recall": curve.right[-1], "false_alarms": curve.wrong[-1]}
+    return np.broadcast_to(whole[score], given.shape)
+
+
+def _digits(shares: np.ndarray, rows: np.ndarray) -> list[str]:
+    """Shares of so many rows, (points,) each, with as many digits as these support."""
+    halves = np.maximum(2 * np.sqrt(shares * (1 - shares) / rows), 1 / rows)
+    return [number(share, decimals(half)) for share, half in zip(shares.tolist(), halves.tolist(), strict=True)]
