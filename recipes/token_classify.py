@@ -36,7 +36,7 @@ class Config:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: TaggedDataConfig = field(default_factory=TaggedDataConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8))
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
