@@ -45,6 +45,13 @@ def test_the_default_needs_no_network(tmp_path):
 
 
 @needs_demo
+def test_the_tagger_needs_no_network_either(tmp_path):
+    said, metrics = run(tmp_path, "token_classify", "--train.max_steps", 2, threads=1)
+    assert metrics["test"]["rows"] == 120
+    assert "entity F1" in said
+
+
+@needs_demo
 @pytest.mark.slow
 def test_the_default_learns_within_two_minutes(tmp_path):
     start = time.perf_counter()

@@ -23,7 +23,8 @@ from test_slices import make_sliced
 from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.report import charts, error_browser, write_report
-from graftkit.report.figures import PAIRS, POINTS
+from graftkit.report.curves import POINTS
+from graftkit.report.figures import PAIRS
 from graftkit.report.probabilities import bins
 from graftkit.report.tables import read_predictions, read_rows, write_predictions, write_rows
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from importlib.resources import files
 from itertools import combinations
 
 import pytest
+
+from graftkit.metrics.tagging import malformed, spans
 
 SPLITS = ("train", "dev", "test")
 
@@ -57,3 +60,27 @@ def test_messages_are_written_not_generated():
     openings = Counter(tuple(row["text"].lower().split()[:3]) for row in rows)
     assert max(openings.values()) <= 5
     assert len({row["text"] for row in rows}) == len(rows) == 1088
+
+
+def read_tagged(split: str) -> list[dict[str, list[str]]]:
+    with files("graftkit.data").joinpath("tagged", f"{split}.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_tagged_messages_are_as_their_card_says():
+    card = files("graftkit.data").joinpath("tagged", "README.md").read_text(encoding="utf-8")
+    counts = {split: Counter() for split in SPLITS}
+    for split, count in counts.items():
+        for row in read_tagged(split):
+            assert len(row["words"]) == len(row["tags"])
+            assert all(word.strip() for word in row["words"])
+            assert malformed(row["tags"], "BIO") == []
+            count.update(span.type for span in spans(row["tags"], "BIO"))
+    for type in counts["train"]:
+        (line,) = (line for line in card.splitlines() if line.startswith(f"| {type} |"))
+        assert line.endswith(" | ".join(["", *(str(count[type]) for count in counts.values())]) + " |")
+    messages = [" ".join(row["words"]).lower() for split in SPLITS for row in read_tagged(split)]
+    assert len(set(messages)) == len(messages) == 391
+    sets = {split: [shingles(" ".join(row["words"]), 3) for row in read_tagged(split)] for split in SPLITS}
+    for a, b in combinations(SPLITS, 2):
+        assert all(overlap(one, other) < 0.3 for one in sets[a] for other in sets[b])

@@ -268,8 +268,12 @@ def test_columns_must_be_known_and_hold_lists(tmp_path):
     assert "no column is named like words; found 'things', 'ner_tags'. Set --data.words" in refused(path=tmp_path)
 
 
-def test_there_is_no_demo(tmp_path):
-    assert "Set --data.path" in refused()
+def test_the_demo_comes_with_graftkit(tmp_path):
+    splits = load(format="conll")  # of other files
+    assert [len(rows) for rows in (splits.train, splits.dev, splits.test)] == [221, 50, 120]
+    assert splits.facts["scheme"] == "BIO"
+    assert splits.warnings == []
+    assert "is for data sets on the Hub" in refused(subset="small")
 
 
 def test_malformed_tags_are_counted_and_kept(tmp_path):

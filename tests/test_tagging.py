@@ -217,3 +217,40 @@ def test_without_an_error_or_a_hit_the_interval_is_exact(right):
     else:
         assert (found["entity_recall"].low, found["entity_recall"].high) == (0.0, pytest.approx(1 - low))
         assert (found["entity_precision"].low, found["entity_precision"].high) == (0.0, 1.0)  # no sentence tells it
+
+
+@pytest.mark.parametrize(
+    ("marks", "headline"),
+    [("BI", name) for name in (*tagging.ENTITY_SCORES, "accuracy")]
+    + [("BIES", "entity_f1"), *((None, name) for name in classification.HEADLINES)],
+)
+def test_the_lead_is_the_difference_of_the_scores_on_the_same_sentences(marks, headline):
+    truth, given = pairs(marks or "BI", 80)
+    other = pairs(marks or "BI", 80, seed=1)[0]
+    other = [[tags[i % len(tags)] for i in range(len(true))] for tags, true in zip(other, truth, strict=True)]
+    if marks is None:  # plain tags
+        truth, given, other = (
+            [[tag.replace("-", "_") for tag in tags] for tags in side] for side in (truth, given, other)
+        )
+    labels = sorted({tag for side in (truth, given, other) for tags in side for tag in tags})
+    lead = tagging.lead(truth, given, other, labels, headline, resamples=300)
+    ours, theirs = (tagging.scores(truth, side, labels)[headline] for side in (given, other))
+    assert lead.value == pytest.approx(ours - theirs)
+    assert 0 < lead.low < lead.value < lead.high
+    none = tagging.lead(truth, given, given, labels, headline, resamples=300)
+    assert none.value == 0
+    assert none.low <= 0 <= none.high
+    in_one = tagging.lead(truth, given, other, labels, headline, [0] * 80, resamples=300)
+    assert in_one.value == pytest.approx(lead.value)
+
+
+def test_the_lead_draws_whole_sentences():
+    """Copies of a sentence's words within it tell nothing new."""
+    truth, given = pairs("BI", 60)
+    other = [["O"] * len(tags) for tags in truth]
+    labels = sorted({tag for side in (truth, given) for tags in side for tag in tags})
+    once, often = (
+        tagging.lead(*([tags * n for tags in side] for side in (truth, given, other)), labels, "accuracy")
+        for n in (1, 5)
+    )
+    assert once.high - once.low == pytest.approx(often.high - often.low, rel=0.05)

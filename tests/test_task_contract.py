@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, SHAPES, draw, texts, write_csv
+from test_token_classification import sentences
 
 from graftkit.adapt import AdaptConfig, adapt, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.data import DataConfig, ImageDataConfig, load_pictures, load_splits
-from graftkit.heads import load_classifier
+from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
+from graftkit.heads import load_classifier, load_token_classifier
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.images import ImageConfig
 from graftkit.optim import make_optimizer
 from graftkit.task import Task
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.tasks.text_classification import TextClassification
+from graftkit.tasks.token_classification import TokenClassification
 from graftkit.text import load_tokenizer
 
 
@@ -34,6 +38,7 @@ class Made:
     headed: Any
     rows: Any
     first_loss: float  # per target, of a head that knows nothing
+    truth: str = "label"  # the column that holds it
     drawn: float = 0.15  # how far, in shares, the head's random weights may lead from it
 
 
@@ -57,7 +62,20 @@ def image_classification(folder: Path, checkpoint: Callable[..., Path], kind: st
     return Made(task, model.headed, splits.train, math.log(3), drawn=0.25)
 
 
+def token_classification(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 sentences with things as entities, some longer than the model reads, and a tiny checkpoint."""
+    rows = [*sentences(52), *sentences(8, seed=1, longest=60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = load_tagged(TaggedDataConfig(path=str(folder / "rows.jsonl")), 0)
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    tokenizer = load_tokenizer(backbone)
+    headed = load_token_classifier(backbone, splits.labels, tokenizer, 0)
+    task = TokenClassification(tokenizer, splits.labels)
+    return Made(task, headed, splits.train, math.log(len(splits.labels)), truth="tags")
+
+
 TASKS = [pytest.param(text_classification, kind, id=f"text-classification-{kind}") for kind in KINDS]
+TASKS += [pytest.param(token_classification, kind, id=f"token-classification-{kind}") for kind in KINDS]
 TASKS += [
     pytest.param(image_classification, kind, id=f"image-classification-{kind}")
     for kind in ("test_efficientnet", "test_vit", "vit")
@@ -132,7 +150,7 @@ def test_records_are_the_rows_in_order_with_truth_and_prediction(made):
     batch = batch_of(made, [5, 2, 9])
     records = made.task.predict(made.headed.model.eval(), batch)
     assert [record["id"] for record in records] == [made.rows[i]["id"] for i in (5, 2, 9)]
-    assert [record["label"] for record in records] == [made.rows[i]["label"] for i in (5, 2, 9)]
+    assert [record["label"] for record in records] == [made.rows[i][made.truth] for i in (5, 2, 9)]
     mean = made.task.loss(made.headed.model, batch).item() / 3
     assert np.mean([record["loss"] for record in records]) == pytest.approx(mean, rel=1e-5)
 

@@ -28,7 +28,7 @@ from graftkit.images import ImageConfig, reading_processes
 from graftkit.metrics import label_quality
 from graftkit.report import ReportConfig
 from graftkit.report.audit import CONTENT, PAIRS, TABLE, listed_pairs, listed_suspects
-from graftkit.report.reading import read_run
+from graftkit.report.reading import check_classifier, read_run
 from graftkit.report.sections import is_evaluation
 from graftkit.report.tables import check_tables, table_hashes, written_aside
 from graftkit.run import Run, write_aside
@@ -121,6 +121,7 @@ def _check_run(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--audit: {folder} holds several runs; give one of them, such as {folder / several[0]['name']}"
         )
+    check_classifier(folder, run, "graft report --audit")
     if is_evaluation(run) or run.get("task") not in LOADERS:
         raise UserError(
             f"--audit: {folder} has no rows of train to judge labels by; give the run that trained the model"

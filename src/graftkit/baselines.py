@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,23 @@ def picture_baselines(labels: Sequence[str], train: Dataset, dev: Dataset, test:
     neighbours, given = _vote(labels, colours, sampled["label"], chosen_on["label"])
     found["colours"] = Baseline(given, _facts(started, sampled, train, neighbours=neighbours))
     return found
+
+
+def tag_baselines(labels: Sequence[str], train: Dataset, test: Dataset) -> dict[str, Baseline]:
+    """The most frequent tag of each word, as it is written; for a word that train does not have, that of all words.
+
+    Of several tags that are as frequent, the first in `labels`.
+    """
+    started = time.perf_counter()
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for words, tags in zip(train["words"], train["tags"], strict=True):
+        for word, tag in zip(words, tags, strict=True):
+            counts[word][tag] += 1
+    every = sum(counts.values(), Counter())
+    usual = {word: max(labels, key=found.__getitem__) for word, found in counts.items()}
+    most = max(labels, key=every.__getitem__)
+    given = [[usual.get(word, most) for word in words] for words in test["words"]]
+    return {"word_tags": Baseline(given, _facts(started, train, train))}
 
 
 def majority(labels: Sequence[str], train: Dataset, test: Dataset) -> Baseline:

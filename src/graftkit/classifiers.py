@@ -142,6 +142,8 @@ def _read(name: str, file: Path) -> dict[str, Any]:
 
 def _kind(name: str, file: Path, settings: dict[str, Any]) -> str:
     if file.name == ADAPTER:
+        if settings.get("task_type") == "TOKEN_CLS":
+            raise UserError(f"{name} tags words, which this command cannot do yet; its run.json has lines that load it")
         if settings.get("task_type") != "SEQ_CLS":
             raise UserError(f"{name} is an adapter, but of no text classifier (task_type {settings.get('task_type')})")
         return "adapter"
@@ -153,6 +155,8 @@ def _kind(name: str, file: Path, settings: dict[str, Any]) -> str:
             return "text"
         if "ForImageClassification" in architecture:
             return "pictures"
+    if any(architecture.endswith("ForTokenClassification") for architecture in architectures):
+        raise UserError(f"{name} tags words, which this command cannot do yet; its run.json has lines that load it")
     said = ", ".join(architectures) or "its config.json names no architecture"
     raise UserError(f"{name} classifies neither texts nor pictures ({said}); name a model with a classification head")
 

@@ -23,6 +23,7 @@ from graftkit.report.tables import (
     COLUMN,
     GROUP,
     MEASURE,
+    of_words,
     table_hashes,
     write_baselines,
     write_measures,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from graftkit.data import Splits
 
+NOT_CALIBRATED = {"temperature": None, "reason": "a row has a label for each word, and not one"}
 MERGED_ROWS = 64  # of dev, on which a merged model must answer as its adapter did
 
 
@@ -51,7 +53,9 @@ def finish(
     folder = run.folder / "model"
     with run.phase("calibrate"):
         how = {"wanted": settings.calibrate, "alpha": settings.alpha}
-        run.record["calibration"] = calibrate(run, task, model, splits.dev, lengths["dev"], **how)
+        run.record["calibration"] = (
+            calibrate(run, task, model, splits.dev, lengths["dev"], **how) if task.calibrates else NOT_CALIBRATED
+        )
     with run.phase("save"):
         reloaded = save(run, task, model, splits, lengths, merge=merge)
     with run.phase("evaluate"):
@@ -98,7 +102,8 @@ def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Length
 
     def write_model(aside: Path) -> None:
         task.save(aside, model)
-        write_note(aside, run.record["calibration"])
+        if run.record["calibration"] != NOT_CALIBRATED:
+            write_note(aside, run.record["calibration"])
 
     if merge and is_adapter(model):
         run.once(lambda: write(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
@@ -120,7 +125,7 @@ def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, length
     merged = model.merge_and_unload()
     after = predict_rows(run.accelerator, task, merged, rows, tokens)
     for one, other in zip(before, after, strict=True):
-        for name in (name for name, value in one.items() if not isinstance(value, str)):
+        for name in (name for name, value in one.items() if not isinstance(value, str | list)):
             if not np.allclose(one[name], other[name], rtol=1e-3, atol=1e-3):
                 raise RuntimeError(
                     f"the merged model is not the trained one: {name} of row {one['id']} differs. "
@@ -136,8 +141,11 @@ def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits:
     if row is None:
         return facts
     record = predict_rows(run.accelerator, task, model, [row], None)[0]
+    joined = {"joined_rows": row["joined"]}
+    if of_words([record]):
+        return facts | {"overlong": {**joined, "prediction": record["prediction"]}}
     said = dict(zip(task.labels, record["probabilities"].tolist(), strict=True))
-    return facts | {"overlong": {"joined_rows": row["joined"], "probabilities": said}}
+    return facts | {"overlong": {**joined, "probabilities": said}}
 
 
 def write_tables(

@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 class Baseline(NamedTuple):
     """What something simple, without a pretrained network, says of the test rows."""
 
-    given: list[str]  # the label of each row, in order
+    given: list[Any]  # the label of each row, in order; a list of them where each word has one
     facts: dict[str, Any]  # plain JSON: `rows` that it learned from, `of` so many, `seconds`, and what was chosen
 
 
@@ -60,6 +60,7 @@ class Task(Protocol):
     headline: str  # the score that picks the best checkpoint; higher is better
     headlines: tuple[str, ...]  # the scores that may pick it instead
     labels: list[str]
+    calibrates: bool  # whether a row has one label, whose probability can be made what it should be
     workers: int  # processes that encode rows beside the one that trains; 0 where encoding costs next to nothing
 
     def lengths(self, rows: Sequence[Row]) -> np.ndarray | None:

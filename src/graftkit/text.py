@@ -124,26 +124,31 @@ def pad(tokenizer: PreTrainedTokenizerBase, examples: list[dict[str, Any]]) -> d
 
 
 def measure(run: Run, task: Any, splits: Splits) -> dict[str, np.ndarray]:
-    """Tokens that are read of each row of each split; says how long the rows are, and how many are cut."""
+    """Tokens that are read of each row of each split; says how long the rows are, and how many are cut.
+
+    A task that does not cut (`cuts`) reads longer rows in windows, and counts the tokens of all of them.
+    """
     import numpy as np
 
     lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev", "test")}
-    facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length)
+    facts = describe_lengths(lengths["train"], task.tokenizer.model_max_length, cuts=task.cuts)
     special = task.tokenizer.num_special_tokens_to_add(pair="text_pair" in splits.train.column_names)
     run.record["lengths"] = facts | {"special_tokens": special}
     half, most, nearly_all, longest = facts["percentiles"].values()
-    run.say(
-        f"tokens a row: half have at most {half}, 90% {most}, 99% {nearly_all}, the longest {longest}; "
-        f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%}) are cut to {facts['max_length']}"
-    )
-    return {name: np.minimum(counts, facts["max_length"]) for name, counts in lengths.items()}
+    cut = f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%}) are cut to {facts['max_length']}"
+    if not task.cuts:
+        cut = f"{facts['windowed_rows']} rows are read in windows of {facts['max_length']}"
+    run.say(f"tokens a row: half have at most {half}, 90% {most}, 99% {nearly_all}, the longest {longest}; {cut}")
+    return {name: np.minimum(n, facts["max_length"]) if task.cuts else n for name, n in lengths.items()}
 
 
-def describe_lengths(lengths: np.ndarray, max_length: int) -> dict[str, Any]:
-    """Length percentiles in tokens, and how many rows are longer than the model reads."""
+def describe_lengths(lengths: np.ndarray, max_length: int, *, cuts: bool = True) -> dict[str, Any]:
+    """Length percentiles in tokens, and how many rows are longer than the model reads: cut, or read in windows."""
     import numpy as np
 
-    cut = int((lengths > max_length).sum())
+    longer = int((lengths > max_length).sum())
     percentiles = {str(p): int(np.percentile(lengths, p, method="inverted_cdf")) for p in (50, 90, 99, 100)}
+    cut, windowed = (longer, {}) if cuts else (0, {"windowed_rows": longer})
     share = cut / len(lengths)
-    return {"max_length": max_length, "truncated_rows": cut, "truncated_share": share, "percentiles": percentiles}
+    facts = {"max_length": max_length, "truncated_rows": cut, "truncated_share": share, **windowed}
+    return facts | {"percentiles": percentiles}

@@ -14,7 +14,7 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.metrics.slices import Slice
 from graftkit.report import slices
-from graftkit.report.reading import Reading, read_run
+from graftkit.report.reading import Reading, check_classifier, read_run
 from graftkit.report.tables import check_tables, read_predictions, read_rows
 
 SPLIT = "test"
@@ -137,6 +137,7 @@ def check_folders(folders: Sequence[Sequence[Path]]) -> None:
 def read(folder: Path) -> Run:
     """What a run said of its test rows; raises UserError where a table is missing or broken, or holds a row twice."""
     record = read_run(folder)
+    check_classifier(folder, record, "graft compare")
     headline = record.get("headline") or "macro_f1"
     if headline not in classification.HEADLINES:
         known = ", ".join(classification.HEADLINES)

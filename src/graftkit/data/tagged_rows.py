@@ -28,7 +28,7 @@ from graftkit.data.columns import (
 from graftkit.data.conll import SUFFIXES, is_conll, read_conll
 from graftkit.data.files import READERS, Table, read_file
 from graftkit.data.repeats import add_contents
-from graftkit.data.sources import DEMO, Places, Source, offer_files, reads_path
+from graftkit.data.sources import DEMO, Places, Source, offer_files
 from graftkit.data.splits import Checked, Kind, Splits, load_to_cut, make_splits
 from graftkit.errors import UserError
 from graftkit.metrics.tagging import PLAIN, malformed, scheme_of, spans
@@ -44,6 +44,7 @@ COLUMN_NAMES = {
         *("chunk_tags", "chunk", "iob_tags", "bio_tags"),
     ],
 }
+DEMO_FOLDER = Path(__file__).parent / "tagged"
 CONLLU = ("2", "4")  # form and universal part of speech
 NO_TAG = "a tag that is missing or no text"
 
@@ -93,8 +94,6 @@ def load_tagged(config: TaggedDataConfig, seed: int, extra: Sequence[str] = (), 
     dev, O first. UserError for what cannot be found, read or learnt from; tags that break their scheme, such as I-
     without B-, are counted in `warnings`.
     """
-    if reads_path(config.path, config.train) and config.path == DEMO:
-        raise UserError("no tagged sentences come with graftkit. Set --data.path to a file, a folder or a Hub id")
     tables, notes = load_to_cut(config, _places(config.format))
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
@@ -136,7 +135,12 @@ def _places(format: str) -> Places:
         names = offer_files(files, path)
         return {name: at(file, str(Path(path, file.name))) for name, file in zip(names, files, strict=True)}
 
-    return Places(demos={}, in_folder=in_folder, at=at)
+    return Places(demos={DEMO: _demo}, in_folder=in_folder, at=at)
+
+
+def _demo() -> dict[str, Source]:
+    """The data set that ships in this package, whatever the format of others."""
+    return offer_files([DEMO_FOLDER / f"{split}.jsonl" for split in ("train", "dev", "test")], DEMO)
 
 
 def _choose_columns(table: Table, config: TaggedDataConfig) -> tuple[Columns, list[str]]:

@@ -24,6 +24,7 @@ from graftkit.export import ADAPTER
 from graftkit.fingerprint import changes, file_hashes, settings
 from graftkit.hub import rows, witness
 from graftkit.metrics import classification
+from graftkit.report.reading import check_classifier
 from graftkit.report.tables import read_predictions
 from graftkit.text import join_rows
 
@@ -106,6 +107,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         recipe, finished = run["recipe"], "saved" in run
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'run.json'} is no record of a run; run it again") from error
+    check_classifier(folder, run, "graft push")
     if recipe == "evaluate":
         raise UserError(f"{folder} is what graft evaluate found of a model, and holds none; give the run of a recipe")
     several = run.get("seeds") or run.get("folds")

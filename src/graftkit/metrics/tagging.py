@@ -218,6 +218,50 @@ def intervals(
     return Intervals({**found.scores, "accuracy": accuracy}, found.classes)
 
 
+def lead(
+    truth: Sequence[Tags],
+    predicted: Sequence[Tags],
+    given: Sequence[Tags],
+    labels: Sequence[str],
+    headline: str,
+    groups: Sequence[int] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """The headline of `predicted` minus that of `given`: both answer the same sentences, which are drawn together.
+
+    Each answer is an entity of a type that says whose it is; so is, for plain tags and for the accuracy of words, each
+    word with its tag.
+    """
+    scheme = scheme_of(labels)
+    if headline in ENTITY_SCORES:
+        score, kinds = ENTITY_SCORES[headline], dict(zip(labels, labels, strict=True))
+    else:
+        score, scheme, kinds = classification.HEADLINES[headline], "BIO", {label: f"B-{label}" for label in labels}
+    ours, theirs = ({label: _of_side(kinds[label], side) for label in labels} for side in ("1", "2"))
+
+    def both(of_us: Sequence[Tags], of_them: Sequence[Tags]) -> list[list[str]]:
+        pairs = zip(of_us, of_them, strict=True)
+        return [[ours[tag] for tag in one] + [theirs[tag] for tag in other] for one, other in pairs]
+
+    entities = tally(both(truth, truth), both(predicted, given), scheme, groups)
+    if not entities.types:  # there is nothing to draw
+        return Interval(0.0, 0.0, 0.0, LEVEL, "constant")
+    is_ours = np.array([type[0] == "1" for type in entities.types])
+
+    def difference(totals: np.ndarray) -> np.ndarray:
+        parts = np.split(totals, 3, axis=-1)
+        one, other = (score(Counts(*(part[..., side] for part in parts))) for side in (is_ours, ~is_ours))
+        return one - other
+
+    return bca({headline: difference}, entities.sums, entities.sizes, resamples=resamples)[headline]
+
+
+def _of_side(tag: str, side: str) -> str:
+    """The tag with the side as the first letter of its type."""
+    return tag if tag == "O" else f"{tag[0]}-{side}{tag[2:]}"
+
+
 def _entity_intervals(entities: Tally, how: Mapping[str, Any]) -> Intervals:
     level = how["level"]
     units, counts = _units(entities), entities.counts()

@@ -22,6 +22,7 @@ WORDS = {
     "majority": "giving every row the most frequent class",
     "tf_idf": "logistic regression on word counts (TF-IDF)",
     "colours": "asking the training pictures of the most similar colours",
+    "word_tags": "giving each word the tag that it has most often in train",
 }
 """What each baseline is, as it stands in a sentence."""
 VERDICTS = {"no": "does not beat", "not shown": "is not shown to beat", "yes": "beats"}

@@ -1,6 +1,6 @@
 """What does the page of a classifier show that its Markdown cannot?
 
-Learning curves, shaded tables, the matrix of many classes, and the errors to browse: all from the same records and
+Shaded tables, the matrix of many classes, the errors to browse, and learning curves: all from the same records and
 metrics as report.md, put into the chapters that `classification.chapters` writes.
 """
 
@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from graftkit.report import charts
+from graftkit.report import charts, curves
 from graftkit.report.classification import MATRIX_CLASSES
 from graftkit.report.error_browser import browser
 from graftkit.report.html import Addition
-from graftkit.report.markdown import decimals, number, percent, plural, shorten, title
-from graftkit.report.sections import look
+from graftkit.report.markdown import percent, plural, shorten
 
-POINTS = 150  # of a curve
 PAIRS = 1000  # of confused classes that are listed below the matrix
 LETTERS = 34  # of a class name beside the matrix
 
@@ -36,78 +34,11 @@ def additions(
     `errors` are the wrong records of test, the worst first, `rows` what was kept of those, by id, and `log` the events
     of training.
     """
-    curves = _loss(log) + _score(metrics, run, log)
     added = {"Classes": Addition(cells=_bar), "Confusions": _confusions(metrics["test"])}
-    if curves:
-        added["Model and training"] = Addition(f'<h3>How it learnt</h3><div class="charts">{curves}</div>')
+    added |= curves.additions(metrics, run, log)
     if errors:
         added["Worst errors"] = Addition(browser(errors, rows, labels, run), instead=True)
     return added
-
-
-def _loss(log: Sequence[Mapping[str, Any]]) -> str:
-    """The loss on train by update, and on dev where it was measured."""
-    steps = [(event["update"], event["loss"]) for event in log if event.get("loss") is not None]
-    if len(steps) < 2:
-        return ""
-    each = -(-len(steps) // POINTS)  # updates a point
-    train = [tuple(np.mean(steps[start : start + each], axis=0).tolist()) for start in range(0, len(steps), each)]
-    dev = _thinned([(event["update"], event["dev"]["log_loss"]) for event in log if "log_loss" in event.get("dev", {})])
-    most = max(loss for _, loss in train + dev)
-    axes = charts.Axes((0, steps[-1][0]), (0, charts.around([0, most or 1.0])[1]))
-    series = [charts.Series("train", train, "first")]
-    series += [charts.Series("dev", dev, "second", dots=True)] if dev else []
-    drawing = charts.curves("loss", "Loss while training", series, axes, ("update", "loss"), describe=_course(series))
-    mean = f"; each point of train is the mean of {each} updates" if each > 1 else ""
-    caption = (
-        f"<b>Loss</b>, lower is better{mean}. Train is measured while the weights still change, with whatever "
-        "training does to its rows; dev is not."
-        if dev
-        else f"<b>Loss on train</b>, lower is better{mean}."
-    )
-    lines = [(f"{update:,.0f}", one.name, f"{loss:.3g}") for one in series for update, loss in one.points]
-    numbers = charts.table("Loss while training", ("Update", "Split", "Loss"), lines, [0, 2])
-    return charts.figure("loss", caption, drawing, numbers)
-
-
-def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
-    """The headline on dev by epoch, with the epoch whose weights are kept."""
-    name = metrics["test"]["headline"]["name"]
-    found = [(event["update"], event["dev"][name]) for event in log if name in event.get("dev", {})]
-    if len(found) < 2:
-        return ""
-    updates, epochs = look(run, "training", "updates"), look(run, "training", "epochs")
-    each, unit = (updates / epochs, "epoch") if updates and epochs else (1, "update")
-    kept = look(run, "training", "best", "update")
-    points = [(update / each, score) for update, score in _thinned(found, keep=kept)]
-    low, high = charts.around([score for _, score in points], most=1.0)
-    axes = charts.Axes((0, max(x for x, _ in points)), (low, high))
-    marked = next(((x, y, "kept") for x, y in points if kept is not None and abs(x * each - kept) < 0.5), None)
-    series = [charts.Series("dev", points, "first", dots=True)]
-    words, places = f"{title(name)} on dev", decimals(metrics["dev"]["rows"] ** -0.5)
-    drawing = charts.curves(
-        "score", words, series, axes, (unit, title(name)), marked=marked, describe=_course(series, places)
-    )
-    caption = f"<b>{title(name)} on dev</b> by {unit}, higher is better; the scale starts at {low:g}."
-    lines = [
-        (f"{x:,.4g}" + (" (kept)" if marked and x == marked[0] else ""), number(score, places)) for x, score in points
-    ]
-    numbers = charts.table(words, (unit.capitalize(), title(name)), lines, [1])
-    return charts.figure("score", caption, drawing, numbers)
-
-
-def _thinned(points: Sequence[tuple[float, float]], keep: float | None = None) -> list[tuple[float, float]]:
-    """At most about `POINTS` of the points, the last and that at `keep` among them."""
-    each, last = -(-len(points) // POINTS) or 1, len(points) - 1
-    return [point for place, point in enumerate(points) if place % each == 0 or place == last or point[0] == keep]
-
-
-def _course(series: Sequence[charts.Series], places: int = 2) -> str:
-    """Where lines start and end, in words."""
-    return "; ".join(
-        f"{one.name} goes from {number(one.points[0][1], places)} to {number(one.points[-1][1], places)}"
-        for one in series
-    )
 
 
 def _bar(row: int, column: int, words: str) -> dict[str, str]:

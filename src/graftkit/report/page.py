@@ -25,17 +25,21 @@ from graftkit.report import (
     probabilities,
     sections,
     seeds,
+    simple_tags,
     slices,
+    tagging,
     thresholds,
 )
 from graftkit.report.markdown import decimals, number, title, with_interval
 from graftkit.report.reading import SPLITS, Reading, read_folder, read_run
 from graftkit.report.tables import read_rows, written_aside
 
-TASKS = {"text-classification": classification, "image-classification": classification}
+CLASSIFIERS = ("text-classification", "image-classification")
+
+TASKS = {**dict.fromkeys(CLASSIFIERS, classification), "token-classification": tagging}
 """For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`."""
 
-FIGURES = dict.fromkeys(TASKS, figures)
+FIGURES = {**dict.fromkeys(CLASSIFIERS, figures), "token-classification": tagging}
 """For each task, the module that says what its page shows besides: `additions`."""
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -49,8 +53,8 @@ PARTS: dict[str, dict[str, Any]] = {
         "Over seeds": seeds,
         "Over folds": folds,
     }
-    for name in TASKS
-}
+    for name in CLASSIFIERS
+} | {"token-classification": {"Against simple answers": simple_tags}}
 """For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
 
 Each has `NAME`, under which metrics.json holds what it measured; `measure(reading)`, which returns that as plain JSON,

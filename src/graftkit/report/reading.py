@@ -86,6 +86,12 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Reading:
     return Reading(folder, run, labels, records)
 
 
+def check_classifier(folder: Path, run: Mapping[str, Any], command: str) -> None:
+    """Raise UserError for a run whose rows have a label for each word: `command` knows rows of one label only."""
+    if run.get("task") == "token-classification":
+        raise UserError(f"{folder} tags words, and {command} cannot do that yet: it knows classifiers of rows")
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json. Raises UserError where there is none, or it is no record of a run."""
     path = folder / "run.json"

@@ -8,7 +8,7 @@ from typing import Any
 from graftkit.report.markdown import amount, bullets, duration, escape, fenced, number, percent, plural, table, title
 
 NOT_RECORDED = "not recorded"
-NOUNS = {"text-classification": "text", "image-classification": "picture"}
+NOUNS = {"text-classification": "text", "image-classification": "picture", "token-classification": "sentence"}
 """For each task, what a row is, in a word whose plural ends in s."""
 COUNTED = {"cpu_joules": "processor", "gpu_joules": "GPU"}
 """What energy is counted of, by the name of its joules in run.json."""
@@ -62,7 +62,8 @@ def data(run: Mapping[str, Any]) -> str:
     }
     if not is_evaluation(run):
         facts |= {"Repeats in train": _repeats(run), "Rows that stand in two splits": _overlaps(run)}
-    return "\n\n".join([_facts(facts), _class_counts(splits) if splits else "Rows per class: not recorded."])
+    counts = _word_counts if look(splits, "train", "words") else _class_counts
+    return "\n\n".join([_facts(facts), counts(splits) if splits else "Rows per class: not recorded."])
 
 
 def remarks(run: Mapping[str, Any]) -> str:
@@ -210,6 +211,21 @@ def _class_counts(splits: Mapping[str, Any]) -> str:
     return table(header, lines, numbers=range(1, len(header)))
 
 
+def _word_counts(splits: Mapping[str, Any]) -> str:
+    """Entities per type, and words per tag, of each split."""
+    names = list(splits)
+    parts = []
+    for head, field, things in (("Type", "entities", "Entities"), ("Tag", "classes", "Words")):
+        counts = [look(split, field) or {} for split in splits.values()]
+        kinds = list(dict.fromkeys(kind for each in counts for kind in each))
+        lines = [[escape(kind), *(f"{each.get(kind, 0):,}" for each in counts)] for kind in kinds]
+        lines.append(["**all**", *(f"**{sum(each.values()):,}**" for each in counts)])
+        header = [head, *(f"{things} in {escape(name)}" for name in names)]
+        parts += [table(header, lines, numbers=range(1, len(header)))] if kinds else []
+    rows = ", ".join(f"{_count(look(split, 'rows'))} in {escape(name)}" for name, split in splits.items())
+    return "\n\n".join([f"Sentences: {rows}.", *parts])
+
+
 def _trained(run: Mapping[str, Any]) -> str:
     trained, total = look(run, "adapt", "trained_parameters"), look(run, "adapt", "total_parameters")
     if trained is None or not total:
@@ -252,24 +268,28 @@ def _overlaps(run: Mapping[str, Any]) -> str:
 
 
 def _texts(run: Mapping[str, Any]) -> dict[str, str]:
-    return {"Tokens (words or parts of words) per text": _lengths(run)}
+    return {f"Tokens (words or parts of words) per {NOUNS[run['task']]}": _lengths(run)}
 
 
 def _lengths(run: Mapping[str, Any]) -> str:
     lengths = run.get("lengths") or {}
     steps = _steps(lengths.get("percentiles"))
-    parts = [f"{step:g}% of the texts have at most {_count(tokens)}" for step, tokens in steps[:1] if step < 100]
+    noun = NOUNS[run["task"]]
+    parts = [f"{step:g}% of the {noun}s have at most {_count(tokens)}" for step, tokens in steps[:1] if step < 100]
     parts += [f"{step:g}% at most {_count(tokens)}" for step, tokens in steps[1:] if step < 100]
     parts += [f"the longest has {_count(tokens)}" for step, tokens in steps if step == 100]
     sentences = [", ".join(parts)] if parts else []
     cut, share = lengths.get("truncated_rows"), lengths.get("truncated_share") or 0.0
     if lengths.get("max_length"):
         sentences.append(f"the model reads at most {_count(lengths['max_length'])}")
-    if cut is not None:
+    windowed = lengths.get("windowed_rows")
+    if windowed:
+        sentences.append(f"{plural(windowed, 'longer one was', 'longer ones were')} read in windows that overlap")
+    elif cut is not None:
         sentences.append(
-            f"{plural(cut, 'longer text was', 'longer texts were')} cut ({percent(share)})"
+            f"{plural(cut, f'longer {noun} was', f'longer {noun}s were')} cut ({percent(share)})"
             if cut
-            else "no text was cut"
+            else f"no {noun} was cut"
         )
     return "; ".join(sentences)
 
@@ -321,7 +341,7 @@ def _sides(run: Mapping[str, Any]) -> dict[str, str]:
     return {"Short side of the training pictures": _sizes(run, "train")}
 
 
-_EXTENTS = {"text": _texts, "picture": _sides}
+_EXTENTS = {"text": _texts, "sentence": _texts, "picture": _sides}
 """How long or large the rows are."""
 
 

@@ -1,12 +1,14 @@
 """How are records kept?
 
 In two tables per split that anyone can open: `predictions-test.parquet` holds what the model said of each row,
-`rows-test.parquet` the row itself. The same records make the same bytes: there is no time or path in them.
+`rows-test.parquet` the row itself. The same records make the same bytes: there is no time or path in them. A record is
+of one label, or of a list of them, one for each word: only this module and the chapters of a task need to know which.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,21 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def write_predictions(folder: Path, split: str, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Path:
-    """Write predictions-<split>.parquet: id, label, prediction, one logit and one probability per label, loss."""
+    """Write predictions-<split>.parquet: id, label, prediction, one logit and one probability per label, loss.
+
+    Where each word has a label (`of_words`), label and prediction are lists, and so are logits and probabilities: those
+    of the first word in the order of `labels`, then those of the second, and so on.
+    """
+    columns = _word_columns(records) if of_words(records) else _label_columns(records, labels)
+    return _write(folder / f"predictions-{split}.parquet", columns)
+
+
+def of_words(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether records have a label for each word of a row, and not one for the row."""
+    return bool(records) and isinstance(records[0]["label"], list)
+
+
+def _label_columns(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, pa.Array]:
     import pyarrow as pa
 
     def matrix(name: str) -> np.ndarray:
@@ -50,8 +66,17 @@ def write_predictions(folder: Path, split: str, records: Sequence[Mapping[str, A
     columns = {name: pa.array([record[name] for record in records], pa.string()) for name in _NAMES}
     for prefix, values in ((LOGIT, matrix("logits")), (PROBABILITY, matrix("probabilities"))):
         columns |= {prefix + label: pa.array(column) for label, column in zip(labels, values, strict=True)}
-    columns["loss"] = pa.array([record["loss"] for record in records], pa.float64())
-    return _write(folder / f"predictions-{split}.parquet", columns)
+    return columns | {"loss": pa.array([record["loss"] for record in records], pa.float64())}
+
+
+def _word_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    import pyarrow as pa
+
+    tags, numbers = pa.list_(pa.string()), pa.list_(pa.float32())
+    columns = {"id": pa.array([record["id"] for record in records], pa.string())}
+    columns |= {name: pa.array([record[name] for record in records], tags) for name in _NAMES[1:]}
+    columns |= {name: pa.array([np.ravel(record[name]) for record in records], numbers) for name in _OF_WORDS}
+    return columns | {"loss": pa.array([record["loss"] for record in records], pa.float64())}
 
 
 def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -61,33 +86,68 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     """
     path = folder / f"predictions-{split}.parquet"
     table = _read(path, (*_NAMES, "loss"))
+    if not table.num_rows:
+        raise UserError(f"{path} has no rows, so there is nothing to score")
+    words = set(_OF_WORDS) <= set(table.column_names)
+    labels, numbers, sizes = _read_words(path, table) if words else _read_labels(path, table)
+    ids, truth, predicted = (table[name].to_pylist() for name in _NAMES)
+    losses = table["loss"].to_pylist()
+    owners = np.repeat(np.arange(len(ids)), sizes)
+
+    def rows_where(flags: np.ndarray) -> list[str]:
+        return [ids[place] for place in dict.fromkeys(owners[flags].tolist())]
+
+    broken = "the weights or these rows are broken"
+    for name, values in zip(("logit", "probability"), numbers, strict=True):
+        _refuse(path, f"a {name} that is no finite number", rows_where(~np.isfinite(values).all(axis=1)), broken)
+    bad = np.flatnonzero(~np.isfinite(np.array(losses, np.float64)))
+    _refuse(path, "a loss that is no finite number", [ids[place] for place in bad], broken)
+    shares = numbers[1]
+    off = (shares < 0).any(axis=1) | (np.abs(shares.sum(axis=1, dtype=np.float64) - 1) > FAR)
+    _refuse(path, "probabilities that do not add up to 1", rows_where(off), "make the table again")
+    known = set(labels)
+    said = [(*one, *other) if words else (one, other) for one, other in zip(truth, predicted, strict=True)]
+    strange = [row for row, given in zip(ids, said, strict=True) if not known.issuperset(given)]
+    _refuse(path, "a label without a column of its own", strange, "make the table again")
+    if words:
+        numbers = tuple(np.split(values, np.cumsum(sizes)[:-1]) for values in numbers)
+    rows = zip(ids, truth, predicted, *numbers, losses, strict=True)
+    return labels, [dict(zip((*_NAMES, *_OF_WORDS, "loss"), row, strict=True)) for row in rows]
+
+
+_Numbers = tuple[list[str], tuple[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _read_labels(path: Path, table: pa.Table) -> _Numbers:
+    """The labels; logits and probabilities, (rows, labels); and how many of these lines a row has: one."""
     labels = [name.removeprefix(PROBABILITY) for name in table.column_names if name.startswith(PROBABILITY)]
     missing = [LOGIT + label for label in labels if LOGIT + label not in table.column_names]
     if not labels or missing:
         raise UserError(f"{path}: no column {(missing or [PROBABILITY + '<label>'])[0]!r}; make the table again")
-    if not table.num_rows:
-        raise UserError(f"{path} has no rows, so there is nothing to score")
-
-    def matrix(prefix: str) -> np.ndarray:
-        return np.stack([table[prefix + label].to_numpy() for label in labels], axis=1)  # (rows, labels)
-
-    ids, truth, predicted = (table[name].to_pylist() for name in _NAMES)
-    logits, probabilities = matrix(LOGIT), matrix(PROBABILITY)
-    losses = table["loss"].to_pylist()
-    for name, numbers in (("probability", probabilities), ("logit", logits), ("loss", np.array(losses)[:, None])):
-        bad = np.flatnonzero(~np.isfinite(numbers.astype(np.float64)).all(axis=1))
-        _refuse(
-            path, f"a {name} that is no finite number", [ids[i] for i in bad], "the weights or these rows are broken"
-        )
-    off = (probabilities < 0).any(axis=1) | (np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > FAR)
-    _refuse(
-        path, "probabilities that do not add up to 1", [ids[i] for i in np.flatnonzero(off)], "make the table again"
+    logits, probabilities = (
+        np.stack([table[prefix + label].to_numpy() for label in labels], axis=1) for prefix in (LOGIT, PROBABILITY)
     )
-    known = set(labels)
-    strange = [row for row, *pair in zip(ids, truth, predicted, strict=True) if not known.issuperset(pair)]
-    _refuse(path, "a label without a column of its own", strange, "make the table again")
-    rows = zip(ids, truth, predicted, logits, probabilities, losses, strict=True)
-    return labels, [dict(zip((*_NAMES, "logits", "probabilities", "loss"), row, strict=True)) for row in rows]
+    return labels, (logits, probabilities), np.ones(table.num_rows, np.int64)
+
+
+def _read_words(path: Path, table: pa.Table) -> _Numbers:
+    """The labels by run.json; logits and probabilities, (words of all rows, labels); and how many words a row has."""
+    from pyarrow import compute
+
+    try:
+        labels = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no run.json beside it that names its labels; make the run again") from error
+    words = compute.list_value_length(table["label"]).to_numpy()
+    for name in ("prediction", *_OF_WORDS):
+        whole = words * (1 if name == "prediction" else len(labels))
+        wrong = np.flatnonzero(compute.list_value_length(table[name]).to_numpy() != whole)
+        ids = [table["id"][int(place)].as_py() for place in wrong]
+        _refuse(path, f"a {name} that is not of each word", ids, "make the table again")
+    logits, probabilities = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(-1, len(labels)) for name in _OF_WORDS
+    )
+    return labels, (logits, probabilities), words
 
 
 def copy_measures(folder: Path, target: Path, split: str, *, with_columns: bool) -> None:
@@ -171,15 +231,21 @@ def read_measures(folder: Path, split: str) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def write_baselines(folder: Path, ids: Sequence[str], given: Mapping[str, Sequence[str]]) -> Path:
-    """Write baselines-test.parquet: id, and for each baseline, by name, the label that it gives: `baseline:<name>`."""
+def write_baselines(folder: Path, ids: Sequence[str], given: Mapping[str, Sequence[Any]]) -> Path:
+    """Write baselines-test.parquet: id, and for each baseline, by name, the label that it gives: `baseline:<name>`.
+
+    Where each word has a label, that is a list of them.
+    """
     import pyarrow as pa
 
     columns = {"id": ids} | {BASELINE + name: labels for name, labels in given.items()}
-    return _write(folder / BASELINES, {name: pa.array(column, pa.string()) for name, column in columns.items()})
+    kinds = {
+        name: pa.list_(pa.string()) if isinstance(labels[0], list) else pa.string() for name, labels in columns.items()
+    }
+    return _write(folder / BASELINES, {name: pa.array(column, kinds[name]) for name, column in columns.items()})
 
 
-def read_baselines(folder: Path) -> tuple[list[str], dict[str, list[str]]] | None:
+def read_baselines(folder: Path) -> tuple[list[str], dict[str, list[Any]]] | None:
     """The ids of baselines-test.parquet and, by the baseline's name, their labels; None where there is no such file.
 
     Raises UserError where the file is no such table.
@@ -208,6 +274,7 @@ def read_rows(folder: Path, split: str, ids: Sequence[str] | None = None) -> lis
 
 
 _NAMES = ("id", "label", "prediction")
+_OF_WORDS = ("logits", "probabilities")  # lists, where each word has a label
 _ROW = ("id", "sha256")
 
 
@@ -216,6 +283,7 @@ def _write(path: Path, columns: Mapping[str, pa.Array]) -> Path:
     from pyarrow import parquet
 
     words = [name for name, column in columns.items() if column.type == pa.string()]
+    words += [f"{name}.list.element" for name, column in columns.items() if column.type == pa.list_(pa.string())]
     with written_aside(path) as aside:
         parquet.write_table(pa.table(dict(columns)), aside, compression="zstd", use_dictionary=words)
     return path

@@ -53,6 +53,7 @@ class ImageClassification:
     name = "image-classification"
     headline = "macro_f1"
     headlines = tuple(classification.HEADLINES)
+    calibrates = True
 
     def __init__(
         self,

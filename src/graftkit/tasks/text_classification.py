@@ -26,6 +26,8 @@ class TextClassification:
     name = "text-classification"
     headline = "macro_f1"
     headlines = tuple(classification.HEADLINES)
+    calibrates = True
+    cuts = True
     workers = 0
     auto_class = "AutoModelForSequenceClassification"
 

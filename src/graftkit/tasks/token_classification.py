@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graftkit.baselines import tag_baselines
 from graftkit.export import ADAPTER, load_saved, save_model
 from graftkit.metrics import tagging
 from graftkit.task import Baseline, Batch, Kept, Record, Row
@@ -71,6 +72,8 @@ class TokenClassification:
     """One tag per word of a sentence: cross-entropy over the logits of a token classifier at first pieces."""
 
     name = "token-classification"
+    calibrates = False
+    cuts = False
     workers = 0
     auto_class = "AutoModelForTokenClassification"
 
@@ -189,8 +192,8 @@ class TokenClassification:
         return Kept({"words": json.dumps(row["words"], ensure_ascii=False)}, measures)
 
     def baselines(self, train: Dataset, dev: Dataset, test: Dataset) -> dict[str, Baseline]:
-        """None: a baseline gives a row one label."""
-        return {}
+        """The most frequent tag of each word."""
+        return tag_baselines(self.labels, train, test)
 
     def save(self, folder: Path, model: nn.Module) -> None:
         """A folder of transformers, or of PEFT where the model is an adapter."""

@@ -1,0 +1,73 @@
+"""Fine-tune a tagger of words: a pretrained BERT- or GPT-style checkpoint, a new head, your words with a tag each.
+
+    accelerate launch recipes/token_classify.py --data.path conll2003/ --backbone.name roberta-base
+
+Names of people, products, dates: entities in BIO, BIOES or BILOU, or plain tags such as parts of speech. With no
+arguments it adapts all-MiniLM-L6-v2, which is installed with the demo extra, to short customer messages in which
+products, order numbers, dates, people and places are marked. Every setting: --help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.adapt import AdaptConfig, adapt
+from graftkit.backbone import BackboneConfig
+from graftkit.config import start
+from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
+from graftkit.errors import UserError
+from graftkit.finish import finish
+from graftkit.heads import load_token_classifier
+from graftkit.rehearse import rehearse
+from graftkit.report import ReportConfig
+from graftkit.report.tagging import check_settings
+from graftkit.run import RunConfig, open_run
+from graftkit.several import several_asked
+from graftkit.tasks.token_classification import TokenClassification
+from graftkit.text import load_tokenizer, measure
+from graftkit.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that the user may set."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: TaggedDataConfig = field(default_factory=TaggedDataConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8))
+    run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    if several_asked(config):
+        raise UserError("--run.seeds and --data.folds: no report over several taggers yet; use --run.seed, --data.fold")
+    check_settings(config.report)
+    run = open_run("token_classify", config)
+
+    with run.phase("data"):
+        splits = load_tagged(config.data, config.run.seed, config.report.columns, config.report.group)
+        tokenizer = load_tokenizer(config.backbone)
+        task = TokenClassification(tokenizer, splits.labels)
+        run.introduce(task, splits)
+        lengths = measure(run, task, splits)
+
+    with run.phase("backbone"):
+        headed = load_token_classifier(config.backbone, splits.labels, tokenizer, config.run.seed)
+    adapted = adapt(headed, config.adapt)
+    run.describe(adapted, config)
+
+    if config.run.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.train)
+
+    with run.phase("train"):
+        model = train(run, task, adapted, splits, lengths, config.train)
+
+    return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
+
+
+if __name__ == "__main__":
+    start(main, Config, description=__doc__)
