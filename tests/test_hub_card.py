@@ -138,7 +138,7 @@ def test_what_may_be_done_with_its_probabilities_is_told():
         "0.91 (95% interval 0.87",
     ):
         assert words in told
-    for words in ("1.4 labels each", "of 0.840 and more", "at most 10%", "0.60 (95% interval", "0.05 (95% interval"):
+    for words in ("1.4 labels each", "of 0.84 and more", "at most 10%", "0.60 (95% interval", "0.05 (95% interval"):
         assert words in told
     assert "divided by" not in chapter(card(), "Where it is weakest")
 
