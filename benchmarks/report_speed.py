@@ -4,8 +4,8 @@
 
 Makes the tables of a run (by default 100,000 test rows of 150 classes, 10,000 dev rows, two baselines, a temperature),
 and times `write_report` on them in a process of its own: seconds by the clock, seconds of processor time, and the peak
-of its memory. All intervals are included, those of classes too. With --groups, rows belong to so many groups, and intervals draw whole groups. The
-aim: under 20 s and 2 GB on 2 cores.
+of its memory. All intervals are included, those of classes too. With --groups, rows belong to so many groups, and
+intervals draw whole groups. The aim: under 20 s and 2 GB on 2 cores.
 """
 
 from __future__ import annotations
