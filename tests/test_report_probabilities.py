@@ -78,6 +78,7 @@ def test_the_calibration_error_has_no_interval_but_what_chance_makes_of_it(tmp_p
         (-0.1, 0.3, "bca", "show no difference", "+0.1 (-0.1 to +0.3)"),
         (0.1, 0.3, "bca", "made the probabilities worse", "+0.2 (+0.1 to +0.3)"),
         (0.1, 0.1, "constant", "show no difference", "+0.1"),
+        (0.001, 0.003, "bca", "changed next to nothing", "+0.002 (+0.001 to +0.003)"),
     ],
 )
 def test_whether_calibration_helped_is_one_sentence(tmp_path, low, high, method, words, cell):

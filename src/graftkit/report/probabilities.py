@@ -37,6 +37,7 @@ from graftkit.report.sections import is_evaluation, is_folds
 NAME = "probabilities"
 ALPHA = 0.1  # of runs that were made before it could be set
 POINTS = 150  # of the risk-coverage curve
+HARDLY = 0.01  # of log loss: a change of every probability by 1% of itself
 FEW = 20  # rows, below which a share says little
 SIZES = 8  # sizes of sets, above which they are told in ranges
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25)  # of rows answered, in the table
@@ -290,6 +291,8 @@ def _change(log_loss: Mapping[str, Any]) -> str:
     """Whether calibration made the probabilities better."""
     if log_loss["method"] == "constant" or log_loss["low"] <= 0 <= log_loss["high"]:
         return "By the log loss, these rows show no difference between the probabilities before and after calibration."
+    if max(abs(log_loss["low"]), abs(log_loss["high"])) < HARDLY:
+        return "By the log loss, calibration changed next to nothing here."
     if log_loss["high"] < 0:
         return "By the log loss, calibration made the probabilities better on these rows."
     return (
