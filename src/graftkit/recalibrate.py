@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from graftkit.classifiers import Classifier
     from graftkit.task import Record, Task
 
-LEFT = ("model", "adapter", "checkpoints", "report", "report.*", "metrics.json", "explanations*")
+LEFT = ("run.json", "model", "adapter", "checkpoints", "report", "report.*", "metrics.json", "explanations*")
 """What is not copied: it is made anew, or would be of the model as it was."""
 PICTURE = 64  # pixels of the side of a picture that nobody looks at
 
