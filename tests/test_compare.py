@@ -10,11 +10,12 @@ import pytest
 from test_report import make_records, make_run
 
 from graftkit import cli
-from graftkit.compare.page import _cells, _probability
+from graftkit.compare.page import _cells
 from graftkit.metrics import comparison
 from graftkit.metrics.classification import HEADLINES, Counts, confusion
 from graftkit.metrics.intervals import Interval
 from graftkit.report import metrics_text, write_report
+from graftkit.report.markdown import probability
 from graftkit.report.tables import read_predictions, read_rows, write_predictions, write_rows
 
 PAIRS = 2000
@@ -497,7 +498,7 @@ def test_a_difference_has_the_digits_that_its_interval_supports(interval, cells)
     ("p", "words"), [(0.0009, "under 0.001"), (0.0494, "0.049"), (0.0501, "0.050"), (0.31, "0.31")]
 )
 def test_p_values_read_as_what_they_mean(p, words):
-    assert _probability(p) == words
+    assert probability(p) == words
 
 
 # --- graft report ------------------------------------------------------------

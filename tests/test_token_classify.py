@@ -260,6 +260,7 @@ def test_plain_tags_and_groups(tmp_path, checkpoint, tagged):
         ("--report.explain", "true"),
         ("--report.metrics", "f1"),
         ("--report.slice", "author"),
+        ("--report.calibrate", "false"),
         ("--report.alpha", "0.2"),
         ("--run.seeds", "0", "1"),
         ("--data.folds", "3"),

@@ -16,7 +16,18 @@ from graftkit.metrics.intervals import LEVEL, RESAMPLES, Interval, clopper_pears
 from graftkit.metrics.slices import slice_changes
 from graftkit.report import slices
 from graftkit.report.classification import FEW_GROUPS, content_of
-from graftkit.report.markdown import bullets, decimals, escape, number, percent, plural, table, title
+from graftkit.report.markdown import (
+    bullets,
+    decimals,
+    escape,
+    number,
+    percent,
+    plural,
+    probability,
+    table,
+    title,
+    with_sign,
+)
 from graftkit.report.sections import NOUNS
 from graftkit.report.tables import written_aside
 
@@ -117,7 +128,7 @@ def _chapter(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
     lines = []
     for name, difference in differences.items():
         value, interval = _cells(difference.interval, sign="+")
-        lines.append((_named(name, not pair), value, interval, _probability(difference.p)))
+        lines.append((_named(name, not pair), value, interval, probability(difference.p)))
     raised = f"p, raised for {comparisons} comparisons" if comparisons > 1 else "p"
     parts = [
         f"## {arm.letter} against {reference.letter}",
@@ -138,7 +149,7 @@ def _verdict(reference: Arm, arm: Arm, rows: Rows, differences: dict[str, Differ
     if not pair:
         enough = f"{len(reference.runs)} and {len(arm.runs)} seeds on {enough}"
     value, interval = _cells(difference.interval, sign="+")
-    figures = f"{value}, {LEVEL:.0%} interval {interval}, p {_probability(difference.p)}"
+    figures = f"{value}, {LEVEL:.0%} interval {interval}, p {probability(difference.p)}"
     if pair and np.array_equal(reference.said, arm.said):
         most = percent(clopper_pearson(0, rows.units, LEVEL)[1])
         return " ".join(
@@ -207,9 +218,9 @@ def _classes(reference: Arm, arm: Arm, rows: Rows) -> str:
     lines = []
     for line in changed[:CLASSES]:
         f1, recall = ([f"{number(value, 2)}" for value in line[name]] for name in ("f1", "recall"))
-        change = _signed(line["f1"][1] - line["f1"][0], 2)
+        change = with_sign(line["f1"][1] - line["f1"][0], 2)
         cells = [escape(line["label"]), f"{line['support']:,}", *f1, change, *(recall if line["support"] else "––")]
-        lines.append(cells + ([f"{line['lost']:,}", f"{line['gained']:,}", _probability(line["p"])] if pair else []))
+        lines.append(cells + ([f"{line['lost']:,}", f"{line['gained']:,}", probability(line["p"])] if pair else []))
     header = ["Class", "Rows", f"F1 of {a}", f"F1 of {b}", "Change", f"Recall of {a}", f"Recall of {b}"]
     header += ["Rows lost", "Rows gained", "p"] if pair else []
     which = f"The {CLASSES} of {len(changed)} that changed most" if len(changed) > CLASSES else "Those that changed"
@@ -231,9 +242,9 @@ def _slices(reference: Arm, arm: Arm, rows: Rows) -> str:
     pair, lines = "p" in changed[0], []
     for line in changed[:CLASSES]:
         name = slices.words(line, NOUNS[run.reading.run["task"]])
-        shares, change = map(percent, line["right"]), _signed(100 * (line["right"][1] - line["right"][0]), 0)
+        shares, change = map(percent, line["right"]), with_sign(100 * (line["right"][1] - line["right"][0]), 0)
         cells = [escape(name[0].upper() + name[1:]), f"{line['rows']:,}", *shares, change]
-        lines.append(cells + ([f"{line['lost']:,}", f"{line['gained']:,}", _probability(line["p"])] if pair else []))
+        lines.append(cells + ([f"{line['lost']:,}", f"{line['gained']:,}", probability(line["p"])] if pair else []))
     header = ["Slice", "Rows", f"Right in {reference.letter}", f"Right in {arm.letter}", "Change (points)"]
     header += ["Rows lost", "Rows gained", "p"] if pair else []
     which = f"The {CLASSES} of {len(changed)} that changed most" if len(changed) > CLASSES else "Those that changed"
@@ -336,7 +347,7 @@ def _named(score: str, several: bool) -> str:
 
 def _cells(interval: Interval, sign: str = "") -> tuple[str, str]:
     """A score or a difference, and its interval, with as many digits as that supports; – where it does not vary."""
-    shown = _signed if sign else number
+    shown = with_sign if sign else number
     if interval.method == "constant":
         return shown(interval.value, 2), "–"
     places = decimals((interval.high - interval.low) / 2)
@@ -344,12 +355,3 @@ def _cells(interval: Interval, sign: str = "") -> tuple[str, str]:
     places = len(value.partition(".")[2])
     low, high = (f"{round(end, places) + 0.0:{sign}.{places}f}" for end in (interval.low, interval.high))
     return value, f"{low} to {high}"
-
-
-def _signed(value: float, places: int) -> str:
-    return f"{round(value, places) + 0.0:+.{places}f}"
-
-
-def _probability(p: float) -> str:
-    """A p-value with no more digits than it deserves."""
-    return "under 0.001" if p < 0.001 else f"{p:.2f}" if p >= 0.095 else f"{p:.3f}"

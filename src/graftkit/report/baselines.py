@@ -12,7 +12,17 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
 from graftkit.metrics.comparison import ALPHA
 from graftkit.metrics.intervals import LEVEL
-from graftkit.report.markdown import bullets, decimals, duration, escape, number, plural, rounded, table, title
+from graftkit.report.markdown import (
+    bullets,
+    decimals,
+    duration,
+    escape,
+    plural,
+    probability,
+    rounded,
+    table,
+    title,
+)
 from graftkit.report.reading import Reading
 from graftkit.report.sections import has_no_model, look
 from graftkit.report.tables import BASELINES, read_baselines
@@ -70,7 +80,7 @@ def chapter(found: Mapping[str, Any] | None, reading: Reading) -> str:
     for answer in found["answers"]:
         value, interval = _cells(answer["headline"])
         lead, range_of_lead = _cells(answer["lead"], sign="+")
-        lines.append((_capital(WORDS[answer["name"]]), value, interval, lead, range_of_lead, _probability(answer["p"])))
+        lines.append((_capital(WORDS[answer["name"]]), value, interval, lead, range_of_lead, probability(answer["p"])))
     share = f"{LEVEL:.0%} interval"
     header = ("Simple answer", f"Its {headline}", share, "The model's lead", share, "p")
     closest = nearest(found)
@@ -162,11 +172,6 @@ def _cells(score: Mapping[str, Any], sign: str = "") -> tuple[str, str]:
     places = decimals((score["high"] - score["low"]) / 2)
     value, low, high = (f"{round(score[end], places) + 0.0:+.{places}f}" for end in ("value", "low", "high"))
     return value, f"{low} to {high}"
-
-
-def _probability(p: float) -> str:
-    """A p-value with no more digits than it deserves."""
-    return "under 0.001" if p < 0.001 else number(p, 2 if p >= 0.095 else 3)
 
 
 def _capital(words: str) -> str:

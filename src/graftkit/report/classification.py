@@ -22,6 +22,7 @@ from graftkit.report.markdown import (
     shorten,
     table,
     title,
+    told,
     with_interval,
 )
 from graftkit.report.pictures import grid
@@ -264,15 +265,7 @@ _NOT_DEV = (
 
 def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
     """A score and its interval, with as many digits as the interval, or the number of rows, supports."""
-    return _told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
-
-
-def _told(value: float, interval: Mapping[str, Any] | None, places: int = 2) -> tuple[str, str]:
-    """A score and its interval; no interval, and so many digits, where there is none or nearly all resamples agree."""
-    if interval is None or interval["method"] == "constant":
-        return number(value, places), "–"
-    words, low, high = rounded(interval)
-    return words, f"{low} to {high}"
+    return told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
 
 
 def _how_sure(split: Mapping[str, Any], name: str, noun: str) -> str:
@@ -329,7 +322,7 @@ def _classes(test: Mapping[str, Any]) -> str:
     for line in sorted(test["per_class"], key=lambda line: (line["support"] == 0, line["f1"])):
         intervals = line.get("intervals") or {}
         rows = {"precision": line["predicted"], "recall": line["support"], "f1": line["support"] + line["predicted"]}
-        cells = {name: _told(line[name], intervals.get(name)) if rows[name] else ("–", "–") for name in rows}
+        cells = {name: told(line[name], intervals.get(name)) if rows[name] else ("–", "–") for name in rows}
         (precision, of_precision), (recall, of_recall), (f1, of_f1) = cells.values()
         given, had = f"{line['predicted']:,}", f"{line['support']:,}"
         lines.append((escape(line["label"]), precision, recall, f1, of_f1, had, given, of_precision, of_recall))

@@ -14,7 +14,7 @@ import numpy as np
 from graftkit.report import charts, curves
 from graftkit.report.classification import MATRIX_CLASSES
 from graftkit.report.error_browser import browser
-from graftkit.report.html import Addition
+from graftkit.report.html import Addition, Cells
 from graftkit.report.markdown import percent, plural, shorten
 
 PAIRS = 1000  # of confused classes that are listed below the matrix
@@ -34,14 +34,14 @@ def additions(
     `errors` are the wrong records of test, the worst first, `rows` what was kept of those, by id, and `log` the events
     of training.
     """
-    added = {"Classes": Addition(cells=_bar), "Confusions": _confusions(metrics["test"])}
+    added = {"Classes": Addition(cells=bar), "Confusions": _confusions(metrics["test"])}
     added |= curves.additions(metrics, run, log)
     if errors:
         added["Worst errors"] = Addition(browser(errors, rows, labels, run), instead=True)
     return added
 
 
-def _bar(row: int, column: int, words: str) -> dict[str, str]:
+def bar(row: int, column: int, words: str) -> dict[str, str]:
     """A bar behind the F1 of a class."""
     return {"class": "meter", "style": f"--share:{words}"} if column == 3 and words != "–" else {}
 
@@ -51,13 +51,18 @@ def _confusions(test: Mapping[str, Any]) -> Addition:
     counts, names = np.array(test["confusion"]["counts"]), test["confusion"]["labels"]
     if len(names) > MATRIX_CLASSES:
         return Addition(_matrix(counts, names))
+    return Addition(cells=shade(counts))
+
+
+def shade(counts: np.ndarray) -> Cells:
+    """Cells of a matrix, (labels, labels), the darker the larger the share of the line."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
-    def shade(row: int, column: int, words: str) -> dict[str, str]:
+    def looks(row: int, column: int, words: str) -> dict[str, str]:
         kind = "right" if row == column - 1 else "wrong"
         return {"class": f"{kind}{charts.level(float(shares[row, column - 1]))}"} if column else {}
 
-    return Addition(cells=shade)
+    return looks
 
 
 def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:

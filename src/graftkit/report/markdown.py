@@ -110,6 +110,19 @@ def limit(value: float) -> str:
     return f"{1 - gap:.{1 - math.floor(math.log10(gap))}f}".rstrip("0")
 
 
+def told(value: float, interval: Mapping[str, Any] | None, places: int = 2) -> tuple[str, str]:
+    """A score and its interval; no interval, and so many digits, where there is none or nearly all resamples agree."""
+    if interval is None or interval["method"] == "constant":
+        return number(value, places), "–"
+    words, low, high = rounded(interval)
+    return words, f"{low} to {high}"
+
+
+def probability(p: float) -> str:
+    """A p-value with no more digits than it deserves."""
+    return "under 0.001" if p < 0.001 else number(p, 2 if p >= 0.095 else 3)
+
+
 def title(name: str) -> str:
     """The name of a score in words: macro_f1 is macro F1."""
     return name.replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews correlation")

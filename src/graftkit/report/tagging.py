@@ -13,10 +13,21 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification, tagging
 from graftkit.metrics.intervals import LEVEL, RESAMPLES
 from graftkit.metrics.tagging import PLAIN
-from graftkit.report import baselines, charts, curves
+from graftkit.report import baselines, curves, figures
 from graftkit.report.config import ReportConfig
 from graftkit.report.html import Addition
-from graftkit.report.markdown import decimals, escape, number, percent, plural, rounded, table, title, with_interval
+from graftkit.report.markdown import (
+    decimals,
+    escape,
+    number,
+    percent,
+    plural,
+    rounded,
+    table,
+    title,
+    told,
+    with_interval,
+)
 from graftkit.report.reading import Reading
 from graftkit.report.sections import look
 
@@ -41,6 +52,8 @@ MEANINGS = {
 
 def check_settings(settings: ReportConfig) -> None:
     """Raise UserError for what a report on words cannot tell yet."""
+    if not settings.calibrate:
+        raise UserError("--report.calibrate false: tags of words are never calibrated; leave it out")
     for name in ("audit", "explain", "metrics", "slice"):
         if getattr(settings, name):
             raise UserError(f"--report.{name}: not there yet for tags of words; leave it out")
@@ -139,18 +152,9 @@ def additions(
 ) -> dict[str, Addition]:
     """What the page shows besides: curves of training, bars behind F1, and a shaded matrix."""
     counts = _counts(metrics["test"])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-    def shade(row: int, column: int, words: str) -> dict[str, str]:
-        kind = "right" if row == column - 1 else "wrong"
-        return {"class": f"{kind}{charts.level(float(shares[row, column - 1]))}"} if column else {}
-
-    def bar(row: int, column: int, words: str) -> dict[str, str]:
-        return {"class": "meter", "style": f"--share:{words}"} if column == 3 and words != "–" else {}
-
-    added = {"Entity types": Addition(cells=bar), "Tags": Addition(cells=bar)}
+    added = {"Entity types": Addition(cells=figures.bar), "Tags": Addition(cells=figures.bar)}
     if len(counts) <= MATRIX_TAGS:
-        added["Confusions"] = Addition(cells=shade)
+        added["Confusions"] = Addition(cells=figures.shade(counts))
     return added | curves.additions(metrics, run, log)
 
 
@@ -211,7 +215,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         words = f"**{title(name)}**" if name == first else title(name)
         lines.append((words, *_cells(test, name), _cells(dev, name)[0], MEANINGS[name]))
     for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
-        value, interval = _told(answer["headline"]["value"], answer["headline"])
+        value, interval = told(answer["headline"]["value"], answer["headline"])
         words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
         lines.append((words, value, interval, "–", "the score of a simple answer, for comparison"))
     header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
@@ -232,24 +236,18 @@ def _scores(metrics: Mapping[str, Any]) -> str:
 
 
 def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
-    return _told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
-
-
-def _told(value: float, interval: Mapping[str, Any] | None, places: int = 2) -> tuple[str, str]:
-    """A score and its interval; no interval, and so many digits, where there is none."""
-    if interval is None or interval["method"] == "constant":
-        return number(value, places), "–"
-    words, low, high = rounded(interval)
-    return words, f"{low} to {high}"
+    return told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
 
 
 def _types(test: Mapping[str, Any]) -> str:
     """Precision, recall and F1 of each type (or plain tag) with their intervals, the weakest first."""
     lines = []
     for line in sorted(test["per_type"], key=lambda line: (line["support"] == 0, line["f1"])):
-        told = {name: _told(line[name], line["intervals"].get(name)) for name in ("precision", "recall", "f1")}
-        told = {name: cells if name in line["intervals"] else ("–", "–") for name, cells in told.items()}
-        (precision, of_precision), (recall, of_recall), (f1, of_f1) = told.values()
+        found = line["intervals"]
+        cells = [
+            told(line[name], found[name]) if name in found else ("–", "–") for name in ("precision", "recall", "f1")
+        ]
+        (precision, of_precision), (recall, of_recall), (f1, of_f1) = cells
         counts = (f"{line['support']:,}", f"{line['predicted']:,}")
         lines.append((escape(line["type"]), precision, recall, f1, of_f1, *counts, of_precision, of_recall))
     thing, things = ("tag", "words") if test["scheme"] == PLAIN else ("type", "entities")
