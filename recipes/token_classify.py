@@ -20,8 +20,7 @@ from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.heads import load_token_classifier
 from graftkit.rehearse import rehearse
-from graftkit.report import ReportConfig
-from graftkit.report.tagging import check_settings
+from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
 from graftkit.several import several_asked
 from graftkit.tasks.token_classification import TokenClassification
@@ -38,14 +37,13 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=8))
     run: RunConfig = field(default_factory=RunConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+    report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
         raise UserError("--run.seeds and --data.folds: no report over several taggers yet; use --run.seed, --data.fold")
-    check_settings(config.report)
     run = open_run("token_classify", config)
 
     with run.phase("data"):

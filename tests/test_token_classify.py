@@ -292,5 +292,5 @@ def test_commands_that_cannot_say_so_in_one_line(made, tmp_path, capsys, words):
     places = {"RUN": made[0], "OUT": tmp_path / "out", "COPY": tmp_path / "copy", "a.csv": tmp_path / "a.csv"}
     assert cli.main([str(places.get(word, word)) for word in words]) != 0
     error = capsys.readouterr().err.strip()
-    assert "tags words" in error or "--explain knows" in error, error
+    assert "knows classifiers" in error or "--explain knows" in error, error
     assert len(error.splitlines()) == 1

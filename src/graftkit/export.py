@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 UNUSED = (".original_module.", ".token_adapter.base_layer.")  # what PEFT keeps beside the trained copy
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
+LABELLED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")  # whose head depends on them
 HUB_ID = "NAMESPACE/NAME"  # of a repository, in what a run keeps for the day that it has one
 
 
@@ -22,17 +23,19 @@ def is_adapter(model: nn.Module) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, labels: list[str]) -> None:
+def save_model(
+    folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None
+) -> None:
     """Write a model folder for plain transformers, or for plain PEFT where the model is an adapter.
 
-    Safetensors, the tokenizer, and for an adapter `labels.json` with what PEFT does not store.
+    Safetensors, the tokenizer, and for an adapter `labels.json` with what PEFT does not store, where there are labels.
     """
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks to fill in
     tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json would keep the last call's
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER).exists() and labels is not None:
         settings = {"labels": labels, "pad_token_id": tokenizer.pad_token_id}
         (folder / LABELS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -52,12 +55,13 @@ def load_saved(folder: Path, auto_class: str) -> nn.Module:
         import peft  # takes a second, which a plain model need not wait for
 
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
-        settings = adapter_settings(folder)
-        padding = settings.pop("pad_token_id")
+        settings = adapter_settings(folder) if auto_class in LABELLED else {}
+        padding = settings.pop("pad_token_id", None)
         model = auto.from_pretrained(
             folder, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **settings
         ).eval()
-        model.config.pad_token_id = padding  # not before: PEFT adds the row of a new token after loading the base
+        if padding is not None:
+            model.config.pad_token_id = padding  # not before: PEFT adds the row of a new token after loading the base
         return model
     return getattr(transformers, auto_class).from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
 

@@ -17,7 +17,7 @@ from graftkit.explain import explain_test
 from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
 from graftkit.failures import explain_disk
 from graftkit.fingerprint import file_hashes, settings
-from graftkit.report import ReportConfig, ScoresConfig, metrics_text, write_report
+from graftkit.report import RowsReportConfig, metrics_text, write_report
 from graftkit.report.metric_modules import measure_named
 from graftkit.report.tables import (
     COLUMN,
@@ -31,31 +31,37 @@ from graftkit.report.tables import (
     write_rows,
 )
 from graftkit.run import Run
-from graftkit.task import Lengths, Record, Row, Task
+from graftkit.task import Baseline, Lengths, Record, Row, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
     from graftkit.data import Splits
 
-NOT_CALIBRATED = {"temperature": None, "reason": "a row has a label for each word, and not one"}
+NOT_CALIBRATED = {"temperature": None, "reason": "only rows of one label each are calibrated"}
 MERGED_ROWS = 64  # of dev, on which a merged model must answer as its adapter did
 
 
 def finish(
-    run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: ReportConfig, *, merge: bool
+    run: Run,
+    task: Task,
+    model: nn.Module,
+    splits: Splits,
+    lengths: Lengths,
+    settings: RowsReportConfig,
+    *,
+    merge: bool,
+    before: Sequence[Record] | None = None,
 ) -> dict[str, Any]:
-    """Calibrate and save the model, load it again as anyone would, predict dev and test, and write the report.
+    """Choose on dev what is to be chosen, save the model, load it as anyone would, predict dev and test, and report.
 
     The tables are predicted in fp32, whatever the training precision. With `merge`, LoRA's update is added to the
-    weights, and the adapter by itself lies beside the model, in `adapter/`. Returns the metrics.
+    weights, and the adapter by itself lies beside the model, in `adapter/`. `before` is what the checkpoint said of
+    test before it was trained (`before.ask_before`). Returns the metrics.
     """
     folder = run.folder / "model"
     with run.phase("calibrate"):
-        how = {"wanted": settings.calibrate, "alpha": settings.alpha}
-        run.record["calibration"] = (
-            calibrate(run, task, model, splits.dev, lengths["dev"], **how) if task.calibrates else NOT_CALIBRATED
-        )
+        settle(run, task, model, splits, lengths, settings)
     with run.phase("save"):
         reloaded = save(run, task, model, splits, lengths, merge=merge)
     with run.phase("evaluate"):
@@ -67,7 +73,7 @@ def finish(
             score_by_name(run, task, split, records, settings.metrics)
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
     with run.phase("baselines"):
-        run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits))
+        run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits, before))
     run.record |= {"snippet": task.snippet(folder), "hub_snippet": task.snippet(folder, HUB_ID)}
     run.record["report"] = dataclasses.asdict(settings)
     metrics = tell(run)
@@ -83,6 +89,18 @@ def finish(
         )
     run.end()
     return metrics
+
+
+def settle(
+    run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: RowsReportConfig
+) -> None:
+    """Choose on dev what turns the model's numbers into answers: a temperature, or the task's own thresholds."""
+    run.record["calibration"] = NOT_CALIBRATED
+    if task.calibrates:
+        how = {"wanted": settings.calibrate, "alpha": settings.alpha}
+        run.record["calibration"] = calibrate(run, task, model, splits.dev, lengths["dev"], **how)
+    if task.decides:
+        run.record["decision"] = task.decide(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))
 
 
 def tell(run: Run) -> dict[str, Any]:
@@ -125,7 +143,7 @@ def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, length
     merged = model.merge_and_unload()
     after = predict_rows(run.accelerator, task, merged, rows, tokens)
     for one, other in zip(before, after, strict=True):
-        for name in (name for name, value in one.items() if not isinstance(value, str | list)):
+        for name in (name for name, value in one.items() if isinstance(value, float | np.ndarray)):
             if not np.allclose(one[name], other[name], rtol=1e-3, atol=1e-3):
                 raise RuntimeError(
                     f"the merged model is not the trained one: {name} of row {one['id']} differs. "
@@ -142,7 +160,7 @@ def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits:
         return facts
     record = predict_rows(run.accelerator, task, model, [row], None)[0]
     joined = {"joined_rows": row["joined"]}
-    if of_words([record]):
+    if of_words([record]) or "probabilities" not in record:
         return facts | {"overlong": {**joined, "prediction": record["prediction"]}}
     said = dict(zip(task.labels, record["probabilities"].tolist(), strict=True))
     return facts | {"overlong": {**joined, "probabilities": said}}
@@ -154,7 +172,7 @@ def write_tables(
     split: str,
     rows: Sequence[Row],
     records: Sequence[Record],
-    settings: ScoresConfig,
+    settings: RowsReportConfig,
     content: bool,
 ) -> None:
     """Write the tables of a split: what the model said of each row, the row itself, and what may go with an error.
@@ -180,9 +198,13 @@ def write_tables(
         write_measures(folder, split, measured)
 
 
-def ask_baselines(folder: Path, task: Task, splits: Splits) -> dict[str, Any]:
-    """Write what simple answers say of test; returns how each came about, by its name."""
+def ask_baselines(folder: Path, task: Task, splits: Splits, before: Sequence[Record] | None) -> dict[str, Any]:
+    """Write what simple answers say of test, and `before`, what the checkpoint did; returns how each came about."""
     found = task.baselines(splits.train, splits.dev, splits.test)
+    if before is not None:
+        found |= {"before": Baseline([record["loss"] for record in before], {})}
+    if not found:
+        return {}
     with explain_disk(folder):
         write_baselines(folder, list(splits.test["id"]), {name: baseline.given for name, baseline in found.items()})
     return {name: baseline.facts for name, baseline in found.items()}

@@ -36,6 +36,20 @@ def load_token_classifier(
     return _load_for_texts(config, "AutoModelForTokenClassification", "TOKEN_CLS", labels, tokenizer, seed)
 
 
+def load_headless(config: BackboneConfig, auto_class: str, peft_task: str, seed: int, **settings: Any) -> Headed:
+    """A text checkpoint of an Auto class of transformers that knows no labels; `settings` go into its config.
+
+    Its head is what the checkpoint lacks: nothing, where it brings all, as a language model does.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    model, new = load_model(config, auto_class, **settings)
+    outside = _outside_backbone(model)
+    _check_fit(config, model, new - outside)
+    return Headed(model, new & outside, peft_task=peft_task)
+
+
 def _load_for_texts(
     config: BackboneConfig,
     auto_class: str,

@@ -85,7 +85,7 @@ class Run:
         self.seed: int = config.run.seed
         self.config = to_dict(config)
         self.config_yaml = to_yaml(config, leave_out=not_kept(config))
-        self.headline = ""  # settled when the task is known
+        self.headline, self.lower = "", False  # settled when the task is known; lower: less of it is better
         self.spent, self.peak = 0.0, {}  # seconds and GiB of earlier parts of this run
         self.started = time.perf_counter()
         self.meter = start_meter() if self.main else Meter({})
@@ -170,8 +170,8 @@ class Run:
         """Say which rows there are, and settle the headline. Raises UserError for a headline that the task lacks."""
         self.headline = self.settings.headline or task.headline
         if self.headline not in task.headlines:
-            known = ", ".join(task.headlines)
-            raise UserError(f"--run.headline {self.headline}: this task has {known} (higher is better)")
+            raise UserError(f"--run.headline {self.headline}: this task has {', '.join(task.headlines)}")
+        self.lower = self.headline in task.lower
         if not self.settings.dry_run:
             self.once(self._claim_folder)
         if self.settings.trackers and not self.settings.dry_run:

@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 class Baseline(NamedTuple):
     """What something simple, without a pretrained network, says of the test rows."""
 
-    given: list[Any]  # the label of each row, in order; a list of them where each word has one
+    given: list[Any]  # what it gives for each row, in order: a label, a list of them, a text or a number
     facts: dict[str, Any]  # plain JSON: `rows` that it learned from, `of` so many, `seconds`, and what was chosen
 
 
@@ -57,10 +57,13 @@ class Task(Protocol):
     """All that the loop, the evaluation and the report need to know of a task. There is no base class."""
 
     name: str  # as the Hub calls it, such as "text-classification"
-    headline: str  # the score that picks the best checkpoint; higher is better
+    headline: str  # the score that picks the best checkpoint
     headlines: tuple[str, ...]  # the scores that may pick it instead
-    labels: list[str]
+    lower: frozenset[str]  # those of all scores of which less is better, such as perplexity
+    labels: list[str]  # none where rows have no class
     calibrates: bool  # whether a row has one label, whose probability can be made what it should be
+    decides: bool  # whether something is chosen on dev once training has ended, such as a threshold: see `decide`
+    cuts: bool  # whether a row that is longer than the model reads is cut, and not read in windows
     workers: int  # processes that encode rows beside the one that trains; 0 where encoding costs next to nothing
 
     def lengths(self, rows: Sequence[Row]) -> np.ndarray | None:
@@ -80,6 +83,9 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """One record per row of the batch, in order."""
+
+    def decide(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Choose on dev what turns numbers into answers, for every later `predict`; returns it as plain JSON."""
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """All scores of a split, once, from all its records."""

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from graftkit.config import AtLeastOne, AtLeastTwo, NotNegativeInt
 from graftkit.data.checks import BadRows, check_filled, check_known_to_model, check_parsed
 from graftkit.data.columns import EXTRA, Columns, LabelledRows, as_strings, extra_columns, number_rows, read_columns
+from graftkit.data.config import RowsConfig
 from graftkit.data.files import Table
 from graftkit.data.picture_columns import Stored, choose_picture_columns, find_pictures
 from graftkit.data.picture_sources import PICTURES
@@ -44,14 +44,12 @@ SURVEYED = 64  # pictures that a thread looks at before it reports
 
 
 @dataclass(frozen=True)
-class ImageDataConfig:
+class ImageDataConfig(RowsConfig):
     """Which pictures to learn from, and what says their labels."""
 
     path: str = "demo"
     """data set: a Hub id, a file (it becomes train) or a folder with folders per class, train, dev and test around them
     or not, with metadata.jsonl, or with tables; 'demo' comes with graftkit"""
-    subset: str | None = None
-    """subset (configuration) of a data set on the Hub"""
     train: str | None = None
     """training rows: a file, a folder, or a split of the path (by default the one named train)"""
     dev: str | None = None
@@ -63,18 +61,6 @@ class ImageDataConfig:
     holds pictures or is named like one)"""
     label: str | None = None
     """column of the label (by default the only one named like a label)"""
-    bad_rows: Literal["error", "drop"] = "error"
-    """what becomes of bad rows: an error that names them, or they are dropped and counted"""
-    max_rows: AtLeastOne | None = None
-    """at most so many rows of train, every class in its share"""
-    seed: NotNegativeInt | None = None
-    """seed of what is cut from train, and of max_rows: the same rows for all seeds (by default --run.seed, or the first
-    of --run.seeds)"""
-    folds: AtLeastTwo | None = None
-    """cut train into so many folds, and train one model for each on the others: each row is tested by a model that has
-    not seen it"""
-    fold: AtLeastOne | None = None
-    """of the folds, train the model for this one alone, from 1 up"""
 
 
 def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = (), group: str | None = None) -> Splits:

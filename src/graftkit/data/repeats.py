@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +10,17 @@ import numpy as np
 from graftkit.data.columns import LabelledRows
 
 
-def number_contents(splits: Mapping[str, LabelledRows]) -> dict[str, LabelledRows]:
-    """The splits with a column `content`: one number for each text (and its pair), the same in every row and split."""
+def number_contents(
+    splits: Mapping[str, LabelledRows], columns: Sequence[str] = ("text", "text_pair")
+) -> dict[str, LabelledRows]:
+    """The splits with a column `content`: one number for each text (and its pair), the same in every row and split.
+
+    `columns` of strings hold what makes rows the same; one that the splits lack is passed over.
+    """
     import pyarrow as pa
 
     numbers = np.zeros(sum(len(rows) for rows in splits.values()), np.int64)
-    for column in [name for name in ("text", "text_pair") if name in splits["train"].rows.column_names]:
+    for column in [name for name in columns if name in splits["train"].rows.column_names]:
         chunks = [chunk for rows in splits.values() for chunk in rows.rows.column(column).chunks]
         encoded = pa.chunked_array(chunks).dictionary_encode()  # one dictionary for all chunks
         codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit.config import AtLeastOne, AtLeastTwo, NotNegativeInt
 from graftkit.data.checks import (
     BadRows,
     check_classes,
@@ -29,6 +28,7 @@ from graftkit.data.columns import (
     label_rows,
     sort_labels,
 )
+from graftkit.data.config import RowsConfig
 from graftkit.data.cuts import cut_folds, cut_rows, cut_tenths, join_groups
 from graftkit.data.repeats import count_overlaps, count_repeats, number_contents
 from graftkit.data.sources import load_tables, load_test, reads_path
@@ -45,37 +45,15 @@ COLUMN_NAMES = {"text": TEXT_NAMES, "label": LABEL_NAMES}
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(RowsConfig):
     """Which rows to learn from, and which of their columns."""
 
-    path: str = "demo"
-    """data set: a Hub id, a file (it becomes train) or a folder with train, dev and test; 'demo' comes with graftkit"""
-    subset: str | None = None
-    """subset (configuration) of a data set on the Hub"""
-    train: str | None = None
-    """training rows: a file, or a split of the path (by default the one named train)"""
-    dev: str | None = None
-    """rows that choose the best checkpoint: a file or a split (by default dev or validation, else cut from train)"""
-    test: str | None = None
-    """rows for the final scores: a file or a split (by default the one named test, else cut from train)"""
     text: str | None = None
     """column of the text (by default the only one named like a text)"""
     text_pair: str | None = None
     """column of a second text that belongs to the first"""
     label: str | None = None
     """column of the label (by default the only one named like a label)"""
-    bad_rows: Literal["error", "drop"] = "error"
-    """what becomes of bad rows: an error that names them, or they are dropped and counted"""
-    max_rows: AtLeastOne | None = None
-    """at most so many rows of train, every class in its share"""
-    seed: NotNegativeInt | None = None
-    """seed of what is cut from train, and of max_rows: the same rows for all seeds (by default --run.seed, or the first
-    of --run.seeds)"""
-    folds: AtLeastTwo | None = None
-    """cut train into so many folds, and train one model for each on the others: each row is tested by a model that has
-    not seen it"""
-    fold: AtLeastOne | None = None
-    """of the folds, train the model for this one alone, from 1 up"""
 
 
 @dataclass(frozen=True)
@@ -125,17 +103,24 @@ class Kind:
     to_dataset: Callable[[LabelledRows], Dataset]
 
 
-def _to_dataset(rows: LabelledRows) -> Dataset:
-    from datasets import Dataset
+def dataset_of(*columns: str) -> Callable[[LabelledRows], Dataset]:
+    """Rows as a Dataset of `id`, those of these columns that are there, and the columns for the report."""
 
-    return Dataset(rows.rows.drop_columns([name for name in ("number", "content") if name in rows.rows.column_names]))
+    def to_dataset(rows: LabelledRows) -> Dataset:
+        from datasets import Dataset
+
+        names = rows.rows.column_names
+        kept = [name for name in columns if name in names] + [name for name in names if name.startswith(EXTRA)]
+        return Dataset(rows.rows.select(["id", *kept]))
+
+    return to_dataset
 
 
 TEXTS = Kind(
     things="texts",
     repeat="repeat the text of an earlier one",
     overlap="also stand in {}",
-    to_dataset=_to_dataset,
+    to_dataset=dataset_of(*ROLES),
 )
 
 
@@ -303,6 +288,28 @@ def make_splits(config: Any, checked: Checked, kind: Kind, seed: int, group: str
     )
 
 
+def make_plain_splits(config: Any, checked: Checked, kind: Kind, seed: int, group: str | None = None) -> Splits:
+    """As `make_splits`, for rows that have no class: whatever is cut is cut by chance alone, and `labels` is empty."""
+    import pyarrow as pa
+
+    def with_class(rows: LabelledRows) -> LabelledRows:
+        return replace(rows, rows=rows.rows.append_column("label", pa.array(["all"] * len(rows), pa.string())))
+
+    def without(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+        return {key: value for key, value in facts.items() if key != name}
+
+    one_class = {split: with_class(rows) for split, rows in checked.splits.items()}
+    cut = make_splits(config, replace(checked, splits=one_class, columns={"label": None}), kind, seed, group)
+    facts = cut.facts | {
+        "columns": checked.columns,
+        "splits": {split: without(found, "classes") for split, found in cut.facts["splits"].items()},
+        "repeats_in_train": without(cut.facts["repeats_in_train"], f"{kind.things}_with_several_labels"),
+    }
+    if "fold" in facts:
+        facts["fold"] = facts["fold"] | {"of": without(facts["fold"]["of"], "classes")}
+    return replace(cut, labels=[], facts=facts)
+
+
 def _together(rows: LabelledRows, group: str | None) -> np.ndarray:
     """A number from 0 for each row, (rows,): the same for rows that a cut must not part, by content or by `group`."""
     contents = np.unique(rows.column("content"), return_inverse=True)[1]
@@ -377,15 +384,16 @@ def _cut(
             )
         splits = {**splits, **{split: train.keep(tenths[split]) for split in missing}}
         train = train.keep(~np.any([tenths[split] for split in missing], axis=0))
+        evenly = "a stratified tenth" if train.classes().any() else "a tenth"
         notes += [
-            f"no {split} split: a stratified tenth of train, seed {seed} ({len(splits[split]):,} rows)"
-            for split in missing
+            f"no {split} split: {evenly} of train, seed {seed} ({len(splits[split]):,} rows)" for split in missing
         ]
     if max_rows is not None and max_rows < len(train):
         classes = train.classes()
         if max_rows <= classes.max():
             raise UserError(f"--data.max_rows {max_rows} is less than one row for each of {classes.max() + 1} labels")
-        notes.append(f"train: a stratified {max_rows:,} of {len(train):,} rows, seed {seed}")
+        evenly = "a stratified " if classes.any() else ""
+        notes.append(f"train: {evenly}{max_rows:,} of {len(train):,} rows, seed {seed}")
         train = train.keep(cut_rows(classes, max_rows, seed))
     return {"train": train, "dev": splits["dev"], "test": splits["test"]}, notes
 

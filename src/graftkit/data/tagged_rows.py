@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from graftkit.config import AtLeastOne, AtLeastTwo, NotNegativeInt
 from graftkit.data.checks import SHOWN, BadRows, check_parsed, check_spelling
 from graftkit.data.columns import (
-    EXTRA,
     Columns,
     LabelledRows,
     choose_columns,
@@ -25,11 +23,12 @@ from graftkit.data.columns import (
     read_columns,
     sort_labels,
 )
+from graftkit.data.config import RowsConfig
 from graftkit.data.conll import SUFFIXES, is_conll, read_conll
 from graftkit.data.files import READERS, Table, read_file
 from graftkit.data.repeats import add_contents
 from graftkit.data.sources import DEMO, Places, Source, offer_files
-from graftkit.data.splits import Checked, Kind, Splits, load_to_cut, make_splits
+from graftkit.data.splits import Checked, Kind, Splits, dataset_of, load_to_cut, make_splits
 from graftkit.errors import UserError
 from graftkit.metrics.tagging import PLAIN, malformed, scheme_of, spans
 
@@ -50,19 +49,9 @@ NO_TAG = "a tag that is missing or no text"
 
 
 @dataclass(frozen=True)
-class TaggedDataConfig:
+class TaggedDataConfig(RowsConfig):
     """Which sentences to learn from, and which of their columns."""
 
-    path: str = "demo"
-    """data set: a Hub id, a file (it becomes train) or a folder with train, dev and test"""
-    subset: str | None = None
-    """subset (configuration) of a data set on the Hub"""
-    train: str | None = None
-    """training rows: a file, or a split of the path (by default the one named train)"""
-    dev: str | None = None
-    """rows that choose the best checkpoint: a file or a split (by default dev or validation, else cut from train)"""
-    test: str | None = None
-    """rows for the final scores: a file or a split (by default the one named test, else cut from train)"""
     format: Literal["auto", "table", "conll"] = "auto"
     """how files are written: as tables (csv, jsonl, parquet) or one word per line (CoNLL); by default as their names
     say (.conll, .conllu, .iob2, .bio, .txt: CoNLL)"""
@@ -72,18 +61,6 @@ class TaggedDataConfig:
     tags: str | None = None
     """column of the tags, one for each word; in CoNLL files its number from 1 (by default the only one named like tags;
     in CoNLL files the last)"""
-    bad_rows: Literal["error", "drop"] = "error"
-    """what becomes of bad rows: an error that names them, or they are dropped and counted"""
-    max_rows: AtLeastOne | None = None
-    """at most so many rows of train, every tag in its share"""
-    seed: NotNegativeInt | None = None
-    """seed of what is cut from train, and of max_rows: the same rows for all seeds (by default --run.seed, or the first
-    of --run.seeds)"""
-    folds: AtLeastTwo | None = None
-    """cut train into so many folds, and train one model for each on the others: each row is tested by a model that has
-    not seen it"""
-    fold: AtLeastOne | None = None
-    """of the folds, train the model for this one alone, from 1 up"""
 
 
 def load_tagged(config: TaggedDataConfig, seed: int, extra: Sequence[str] = (), group: str | None = None) -> Splits:
@@ -355,18 +332,11 @@ def _with_label(rows: LabelledRows, labels: Sequence[str]) -> LabelledRows:
     return replace(rows, rows=rows.rows.append_column("label", pa.array(labels, pa.string())))
 
 
-def _to_dataset(rows: LabelledRows) -> Dataset:
-    from datasets import Dataset
-
-    extra = [name for name in rows.rows.column_names if name.startswith(EXTRA)]
-    return Dataset(rows.rows.select(["id", "words", "tags", *extra]))
-
-
 SENTENCES = Kind(
     things="sentences",
     repeat="repeat the words of an earlier one",
     overlap="also stand in {}",
-    to_dataset=_to_dataset,
+    to_dataset=dataset_of("words", "tags"),
 )
 
 

@@ -33,6 +33,7 @@ WORDS = {
     "tf_idf": "logistic regression on word counts (TF-IDF)",
     "colours": "asking the training pictures of the most similar colours",
     "word_tags": "giving each word the tag that it has most often in train",
+    "before": "the same checkpoint before it was trained here",
 }
 """What each baseline is, as it stands in a sentence."""
 VERDICTS = {"no": "does not beat", "not shown": "is not shown to beat", "yes": "beats"}
@@ -108,7 +109,13 @@ def addition(found: Mapping[str, Any], reading: Reading) -> None:
 def nearest(found: Mapping[str, Any]) -> Mapping[str, Any]:
     """The baseline that the model has most to fear of: one that it does not beat, and of several the best."""
     order = list(VERDICTS)
-    return min(found["answers"], key=lambda answer: (order.index(answer["beaten"]), -answer["headline"]["value"]))
+
+    def fear(answer: Mapping[str, Any]) -> tuple[int, float]:
+        headline = answer["headline"]
+        sign = 1 if headline.get("lower_is_better") else -1
+        return order.index(answer["beaten"]), sign * headline["value"]
+
+    return min(found["answers"], key=fear)
 
 
 def doubt(found: Mapping[str, Any] | None) -> str:

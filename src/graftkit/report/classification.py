@@ -98,10 +98,10 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def worst(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of the worst errors, those of the highest loss, that the report shows."""
+def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
+    """The records of the worst errors, those of the highest loss."""
     wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])[:WORST]
+    return sorted(wrong, key=lambda record: -record["loss"])[:most]
 
 
 def chapters(

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from graftkit.config import Share
 from graftkit.errors import UserError
 
 
 @dataclass(frozen=True)
-class ScoresConfig:
-    """What is measured on rows, and told of them?"""
+class RowsReportConfig:
+    """What is told of rows, whatever the task?"""
 
     group: str | None = None
     """column of the data whose equal values belong together, such as a patient: intervals then draw whole groups"""
-    slice: list[str] | None = None
-    """columns of the data by whose values errors are counted, beside what is looked at anyway (length, brightness ...)
-    """
-    metrics: list[str] | None = None
-    """metrics of the evaluate library to add, by name, such as roc_auc; those of scikit-learn come with graftkit"""
+
+    slice: ClassVar[list[str] | None] = None
+    metrics: ClassVar[list[str] | None] = None
+    explain: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.group == "":
@@ -28,6 +28,17 @@ class ScoresConfig:
     def columns(self) -> tuple[str, ...]:
         """The columns of the data that are read for the report alone."""
         return tuple(dict.fromkeys([*([self.group] if self.group else []), *(self.slice or [])]))
+
+
+@dataclass(frozen=True)
+class ScoresConfig(RowsReportConfig):
+    """What is measured on rows of one class each, and told of them?"""
+
+    slice: list[str] | None = None
+    """columns of the data by whose values errors are counted, beside what is looked at anyway (length, brightness ...)
+    """
+    metrics: list[str] | None = None
+    """metrics of the evaluate library to add, by name, such as roc_auc; those of scikit-learn come with graftkit"""
 
 
 @dataclass(frozen=True)
@@ -43,3 +54,13 @@ class ReportConfig(ScoresConfig):
     """look for labels that are probably wrong, and for rows of test that are nearly the same as one of train"""
     explain: bool = False
     """say which words, or parts of a picture, moved the model on its worst errors and least certain rows of test"""
+
+
+def check_unused(settings: ReportConfig, what: str) -> None:
+    """Raise UserError for a setting that only rows of one class each have a use for; `what` names these rows."""
+    plain = ReportConfig()
+    for name in ("calibrate", "alpha", "audit", "explain", "metrics", "slice"):
+        value = getattr(settings, name)
+        if value != getattr(plain, name):
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(f"--report.{name} {shown}: does nothing for {what}; leave it out")

@@ -5,6 +5,7 @@ Loss and score while training, whatever the task: the lines that stand in log.js
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,9 @@ def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Map
     each, unit = (updates / epochs, "epoch") if updates and epochs else (1, "update")
     kept = look(run, "training", "best", "update")
     points = [(update / each, score) for update, score in _thinned(found, keep=kept)]
-    low, high = charts.around([score for _, score in points], most=1.0)
+    lower = metrics["test"]["headline"].get("lower_is_better", False)
+    values = [score for _, score in points]
+    low, high = charts.around(values, most=1.0 if max(values) <= 1 else math.inf)
     axes = charts.Axes((0, max(x for x, _ in points)), (low, high))
     marked = next(((x, y, "kept") for x, y in points if kept is not None and abs(x * each - kept) < 0.5), None)
     series = [charts.Series("dev", points, "first", dots=True)]
@@ -71,7 +74,8 @@ def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Map
     drawing = charts.curves(
         "score", words, series, axes, (unit, title(name)), marked=marked, describe=_course(series, places)
     )
-    caption = f"<b>{title(name)} on dev</b> by {unit}, higher is better; the scale starts at {low:g}."
+    best = "lower" if lower else "higher"
+    caption = f"<b>{title(name)} on dev</b> by {unit}, {best} is better; the scale starts at {low:g}."
     lines = [
         (f"{x:,.4g}" + (" (kept)" if marked and x == marked[0] else ""), number(score, places)) for x, score in points
     ]

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from graftkit.report import charts, curves
+from graftkit.report import charts, curves, slices
 from graftkit.report.classification import MATRIX_CLASSES
-from graftkit.report.error_browser import browser
+from graftkit.report.error_browser import browser, errors_of
 from graftkit.report.html import Addition, Cells
 from graftkit.report.markdown import percent, plural, shorten
+from graftkit.report.reading import Reading
 
 PAIRS = 1000  # of confused classes that are listed below the matrix
 LETTERS = 34  # of a class name beside the matrix
@@ -23,21 +24,18 @@ LETTERS = 34  # of a class name beside the matrix
 
 def additions(
     metrics: Mapping[str, Any],
-    run: Mapping[str, Any],
-    labels: Sequence[str],
-    errors: Sequence[Mapping[str, Any]],
+    reading: Reading,
     rows: Mapping[str, Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
 ) -> dict[str, Addition]:
-    """What is added to the chapters, by heading.
-
-    `errors` are the wrong records of test, the worst first, `rows` what was kept of those, by id, and `log` the events
-    of training.
+    """What is added to the chapters, by heading: `rows` are those that were kept of `worst`, by id, `log` the events of
+    training.
     """
+    errors = errors_of(reading.records["test"], slices.filters(metrics.get(slices.NAME), reading))
     added = {"Classes": Addition(cells=bar), "Confusions": _confusions(metrics["test"])}
-    added |= curves.additions(metrics, run, log)
+    added |= curves.additions(metrics, reading.run, log)
     if errors:
-        added["Worst errors"] = Addition(browser(errors, rows, labels, run), instead=True)
+        added["Worst errors"] = Addition(browser(errors, rows, reading.labels, reading.run), instead=True)
     return added
 
 

@@ -53,8 +53,10 @@ def fenced(text: str, language: str = "") -> str:
 def decimals(half_width: float) -> int:
     """The decimals that an uncertainty of +-half_width supports: down to its first digit, at least 2, at most 6.
 
-    Two at least, since with one a score of 0.96 would read as 1.0.
+    Two at least, since with one a score of 0.96 would read as 1.0; none for +-1 and more, which no such score has.
     """
+    if half_width >= 1:
+        return 0
     return min(6, max(2, -math.floor(math.log10(half_width)))) if half_width > 0 else 2
 
 
@@ -125,7 +127,9 @@ def probability(p: float) -> str:
 
 def title(name: str) -> str:
     """The name of a score in words: macro_f1 is macro F1."""
-    return name.replace("_", " ").replace("f1", "F1").replace("matthews", "Matthews correlation")
+    for short, words in (("_", " "), ("f1", "F1"), ("matthews", "Matthews correlation"), ("rmse", "RMSE")):
+        name = name.replace(short, words)
+    return name
 
 
 def percent(part: float, whole: float = 1) -> str:

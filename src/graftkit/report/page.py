@@ -31,16 +31,14 @@ from graftkit.report import (
     thresholds,
 )
 from graftkit.report.markdown import decimals, number, title, with_interval
-from graftkit.report.reading import SPLITS, Reading, read_folder, read_run
+from graftkit.report.reading import CLASSIFIERS, SPLITS, Reading, read_folder, read_run
 from graftkit.report.tables import read_rows, written_aside
 
-CLASSIFIERS = ("text-classification", "image-classification")
-
 TASKS = {**dict.fromkeys(CLASSIFIERS, classification), "token-classification": tagging}
-"""For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`."""
+"""For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`; and
+`additions`, what its page shows besides, where `FIGURES` names no other module for that."""
 
-FIGURES = {**dict.fromkeys(CLASSIFIERS, figures), "token-classification": tagging}
-"""For each task, the module that says what its page shows besides: `additions`."""
+FIGURES = dict.fromkeys(CLASSIFIERS, figures)
 
 PARTS: dict[str, dict[str, Any]] = {
     name: {
@@ -80,8 +78,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     parts = PARTS[run["task"]]
     metrics |= {part.NAME: found for part in parts.values() if (found := part.measure(reading)) is not None}
     worst = task.worst(reading.records["test"])
-    errors = error_browser.errors_of(reading.records["test"], slices.filters(metrics.get(slices.NAME), reading))
-    ids = [record["id"] for record in errors[: error_browser.MOST]]
+    ids = [record["id"] for record in task.worst(reading.records["test"], error_browser.MOST)]
     kept = {} if run.get("rows_left_out") else {row["id"]: row for row in read_rows(folder, "test", ids)}
     rows = {record["id"]: kept[record["id"]] for record in worst if record["id"] in kept}
     scored = task.chapters(metrics, run, worst, rows)
@@ -101,7 +98,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     heading, summary = sections.heading(run), task.summary(metrics, run)
     page = [f"# {heading}", summary, *(f"## {name}\n\n{body}" for name, body in chapters.items())]
     log = [] if sections.is_evaluation(run) else _read_log(folder)
-    added = FIGURES[run["task"]].additions(metrics, run, reading.labels, errors, kept, log)
+    added = FIGURES.get(run["task"], task).additions(metrics, reading, kept, log)
     added |= _additions(parts, metrics, reading)
     _write(folder / "metrics.json", _json(metrics))
     pictures.replace(folder, pictures.files(worst, rows))

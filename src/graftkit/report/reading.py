@@ -86,10 +86,16 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Reading:
     return Reading(folder, run, labels, records)
 
 
+CLASSIFIERS = ("text-classification", "image-classification")
+"""The tasks whose rows have one label each."""
+
+
 def check_classifier(folder: Path, run: Mapping[str, Any], command: str) -> None:
-    """Raise UserError for a run whose rows have a label for each word: `command` knows rows of one label only."""
-    if run.get("task") == "token-classification":
-        raise UserError(f"{folder} tags words, and {command} cannot do that yet: it knows classifiers of rows")
+    """Raise UserError for a run of a task that `command` does not know: it knows rows of one label only."""
+    if run.get("task") not in CLASSIFIERS:
+        raise UserError(
+            f"{folder} is a run of {run.get('task')}, which {command} cannot read yet: it knows classifiers of rows"
+        )
 
 
 def read_run(folder: Path) -> dict[str, Any]:

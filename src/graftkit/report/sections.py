@@ -8,7 +8,17 @@ from typing import Any
 from graftkit.report.markdown import amount, bullets, duration, escape, fenced, number, percent, plural, table, title
 
 NOT_RECORDED = "not recorded"
-NOUNS = {"text-classification": "text", "image-classification": "picture", "token-classification": "sentence"}
+NOUNS = {
+    "text-classification": "text",
+    "image-classification": "picture",
+    "token-classification": "sentence",
+    "multi-label-classification": "text",
+    "text-regression": "text",
+    "question-answering": "question",
+    "text-generation": "document",
+    "text2text-generation": "text",
+    "fill-mask": "document",
+}
 """For each task, what a row is, in a word whose plural ends in s."""
 COUNTED = {"cpu_joules": "processor", "gpu_joules": "GPU"}
 """What energy is counted of, by the name of its joules in run.json."""
@@ -58,11 +68,13 @@ def data(run: Mapping[str, Any]) -> str:
         "Source": _flat(look(run, "data", "path") or look(run, "data", "sources")),
         "Columns": "" if columns is None else _columns(columns),
         "Left out": "" if dropped is None else _flat(dropped) or "no rows",
-        **_EXTENTS[NOUNS[run["task"]]](run),
+        **_EXTENTS.get(NOUNS[run["task"]], _texts)(run),
     }
     if not is_evaluation(run):
         facts |= {"Repeats in train": _repeats(run), "Rows that stand in two splits": _overlaps(run)}
     counts = _word_counts if look(splits, "train", "words") else _class_counts
+    if splits and all("classes" not in split for split in splits.values()):
+        counts = _row_counts
     return "\n\n".join([_facts(facts), counts(splits) if splits else "Rows per class: not recorded."])
 
 
@@ -211,6 +223,13 @@ def _class_counts(splits: Mapping[str, Any]) -> str:
     return table(header, lines, numbers=range(1, len(header)))
 
 
+def _row_counts(splits: Mapping[str, Any]) -> str:
+    """Rows per split, where they have no class."""
+    return table(
+        ("Split", "Rows"), [(escape(name), _count(look(s, "rows"))) for name, s in splits.items()], numbers=[1]
+    )
+
+
 def _word_counts(splits: Mapping[str, Any]) -> str:
     """Entities per type, and words per tag, of each split."""
     names = list(splits)
@@ -341,7 +360,7 @@ def _sides(run: Mapping[str, Any]) -> dict[str, str]:
     return {"Short side of the training pictures": _sizes(run, "train")}
 
 
-_EXTENTS = {"text": _texts, "sentence": _texts, "picture": _sides}
+_EXTENTS = {"picture": _sides}
 """How long or large the rows are."""
 
 

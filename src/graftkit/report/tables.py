@@ -44,16 +44,39 @@ def written_aside(path: Path) -> Iterator[Path]:
 def write_predictions(folder: Path, split: str, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Path:
     """Write predictions-<split>.parquet: id, label, prediction, one logit and one probability per label, loss.
 
-    Where each word has a label (`of_words`), label and prediction are lists, and so are logits and probabilities: those
-    of the first word in the order of `labels`, then those of the second, and so on.
+    Where a row has any number of labels, label and prediction are lists. Where each word has a label (`of_words`), so
+    are logits and probabilities: those of the first word in the order of `labels`, then those of the second, and so on.
+    Where rows have no class, the columns are the fields of the records: str, list of str, int, float or None.
     """
-    columns = _word_columns(records) if of_words(records) else _label_columns(records, labels)
+    if of_words(records):
+        columns = _word_columns(records)
+    elif records and not _have_labels(records):
+        columns = _field_columns(records)
+    else:
+        columns = _label_columns(records, labels)
     return _write(folder / f"predictions-{split}.parquet", columns)
 
 
 def of_words(records: Sequence[Mapping[str, Any]]) -> bool:
     """Whether records have a label for each word of a row, and not one for the row."""
-    return bool(records) and isinstance(records[0]["label"], list)
+    return _have_labels(records) and np.ndim(records[0]["probabilities"]) == 2
+
+
+def _have_labels(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether records say how likely each label is."""
+    return bool(records) and "probabilities" in records[0]
+
+
+def _field_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    import pyarrow as pa
+
+    kinds = {str: pa.string(), list: pa.list_(pa.string()), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    columns = {}
+    for name in records[0]:
+        values = [record[name] for record in records]
+        kind = next((type(value) for value in values if value is not None), str)
+        columns[name] = pa.array(values, kinds[kind])
+    return columns
 
 
 def _label_columns(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, pa.Array]:
@@ -63,7 +86,10 @@ def _label_columns(records: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
         values = np.array([record[name] for record in records], dtype=np.float32)
         return np.ascontiguousarray(values.reshape(len(records), len(labels)).T)  # (labels, rows)
 
-    columns = {name: pa.array([record[name] for record in records], pa.string()) for name in _NAMES}
+    columns = {"id": pa.array([record["id"] for record in records], pa.string())}
+    several = bool(records) and isinstance(records[0]["label"], list)
+    kind = pa.list_(pa.string()) if several else pa.string()
+    columns |= {name: pa.array([record[name] for record in records], kind) for name in _NAMES[1:]}
     for prefix, values in ((LOGIT, matrix("logits")), (PROBABILITY, matrix("probabilities"))):
         columns |= {prefix + label: pa.array(column) for label, column in zip(labels, values, strict=True)}
     return columns | {"loss": pa.array([record["loss"] for record in records], pa.float64())}
@@ -85,10 +111,14 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     Raises UserError where the file is missing or no such table, has no rows, or holds a label or number that cannot be.
     """
     path = folder / f"predictions-{split}.parquet"
-    table = _read(path, (*_NAMES, "loss"))
+    table = _read(path, ("id", "loss"))
     if not table.num_rows:
         raise UserError(f"{path} has no rows, so there is nothing to score")
     words = set(_OF_WORDS) <= set(table.column_names)
+    if not words and not any(name.startswith((LOGIT, PROBABILITY)) for name in table.column_names):
+        return [], _read_fields(path, table)
+    _need(path, table, _NAMES)
+    several = not words and table.schema.field("label").type != table.schema.field("id").type
     labels, numbers, sizes = _read_words(path, table) if words else _read_labels(path, table)
     ids, truth, predicted = (table[name].to_pylist() for name in _NAMES)
     losses = table["loss"].to_pylist()
@@ -103,16 +133,35 @@ def read_predictions(folder: Path, split: str) -> tuple[list[str], list[dict[str
     bad = np.flatnonzero(~np.isfinite(np.array(losses, np.float64)))
     _refuse(path, "a loss that is no finite number", [ids[place] for place in bad], broken)
     shares = numbers[1]
-    off = (shares < 0).any(axis=1) | (np.abs(shares.sum(axis=1, dtype=np.float64) - 1) > FAR)
-    _refuse(path, "probabilities that do not add up to 1", rows_where(off), "make the table again")
+    off = (shares < 0).any(axis=1)
+    off |= (shares > 1).any(axis=1) if several else np.abs(shares.sum(axis=1, dtype=np.float64) - 1) > FAR
+    wrong = "a probability outside of 0 to 1" if several else "probabilities that do not add up to 1"
+    _refuse(path, wrong, rows_where(off), "make the table again")
     known = set(labels)
-    said = [(*one, *other) if words else (one, other) for one, other in zip(truth, predicted, strict=True)]
+    said = [(*one, *other) if words or several else (one, other) for one, other in zip(truth, predicted, strict=True)]
     strange = [row for row, given in zip(ids, said, strict=True) if not known.issuperset(given)]
     _refuse(path, "a label without a column of its own", strange, "make the table again")
     if words:
         numbers = tuple(np.split(values, np.cumsum(sizes)[:-1]) for values in numbers)
     rows = zip(ids, truth, predicted, *numbers, losses, strict=True)
     return labels, [dict(zip((*_NAMES, *_OF_WORDS, "loss"), row, strict=True)) for row in rows]
+
+
+def _read_fields(path: Path, table: pa.Table) -> list[dict[str, Any]]:
+    """The records of a table without classes."""
+    from pyarrow import types
+
+    for name in table.column_names:
+        if types.is_floating(table[name].type):
+            values = table[name].drop_null().to_numpy()
+            if not np.isfinite(values).all():
+                bad = [row["id"] for row in table.select(["id", name]).to_pylist() if not _is_finite(row[name])]
+                _refuse(path, f"a {name} that is no finite number", bad, "the weights or these rows are broken")
+    return table.to_pylist()
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is None or bool(np.isfinite(value))
 
 
 _Numbers = tuple[list[str], tuple[np.ndarray, np.ndarray], np.ndarray]
@@ -232,16 +281,15 @@ def read_measures(folder: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def write_baselines(folder: Path, ids: Sequence[str], given: Mapping[str, Sequence[Any]]) -> Path:
-    """Write baselines-test.parquet: id, and for each baseline, by name, the label that it gives: `baseline:<name>`.
+    """Write baselines-test.parquet: id, and for each baseline, by name, what it gives for each row: `baseline:<name>`.
 
-    Where each word has a label, that is a list of them.
+    That is a label or a text, a list of them, or a number.
     """
     import pyarrow as pa
 
-    columns = {"id": ids} | {BASELINE + name: labels for name, labels in given.items()}
-    kinds = {
-        name: pa.list_(pa.string()) if isinstance(labels[0], list) else pa.string() for name, labels in columns.items()
-    }
+    columns = {"id": ids} | {BASELINE + name: values for name, values in given.items()}
+    known = {list: pa.list_(pa.string()), float: pa.float64(), str: pa.string()}
+    kinds = {name: known[type(values[0])] for name, values in columns.items()}
     return _write(folder / BASELINES, {name: pa.array(column, kinds[name]) for name, column in columns.items()})
 
 
@@ -299,10 +347,14 @@ def _read(path: Path, columns: Sequence[str]) -> pa.Table:
         table = parquet.read_table(path, partitioning=None)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no parquet file ({str(error).splitlines()[0]}); make the table again") from error
+    _need(path, table, columns)
+    return table
+
+
+def _need(path: Path, table: pa.Table, columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: no column {missing[0]!r}; make the table again")
-    return table
 
 
 def _refuse(path: Path, what: str, ids: Sequence[str], cure: str) -> None:

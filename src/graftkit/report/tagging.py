@@ -14,7 +14,6 @@ from graftkit.metrics import classification, tagging
 from graftkit.metrics.intervals import LEVEL, RESAMPLES
 from graftkit.metrics.tagging import PLAIN
 from graftkit.report import baselines, curves, figures
-from graftkit.report.config import ReportConfig
 from graftkit.report.html import Addition
 from graftkit.report.markdown import (
     decimals,
@@ -48,17 +47,6 @@ MEANINGS = {
     "matthews": "agreement beyond chance: 1 is perfect, 0 is guessing",
     "log_loss": "price of being wrong and sure of it, per word: 0 is perfect, lower is better",
 }
-
-
-def check_settings(settings: ReportConfig) -> None:
-    """Raise UserError for what a report on words cannot tell yet."""
-    if not settings.calibrate:
-        raise UserError("--report.calibrate false: tags of words are never calibrated; leave it out")
-    for name in ("audit", "explain", "metrics", "slice"):
-        if getattr(settings, name):
-            raise UserError(f"--report.{name}: not there yet for tags of words; leave it out")
-    if settings.alpha != ReportConfig().alpha:
-        raise UserError(f"--report.alpha {settings.alpha:g}: sets of tags are not made; leave it out")
 
 
 def measure(reading: Reading, split: str) -> dict[str, Any]:
@@ -120,10 +108,10 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def worst(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of the sentences with a wrong word that the report shows: those of the highest loss."""
+def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
+    """The records of the sentences with a wrong word, those of the highest loss."""
     wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])[:WORST]
+    return sorted(wrong, key=lambda record: -record["loss"])[:most]
 
 
 def chapters(
@@ -144,9 +132,7 @@ def chapters(
 
 def additions(
     metrics: Mapping[str, Any],
-    run: Mapping[str, Any],
-    labels: Sequence[str],
-    errors: Sequence[Mapping[str, Any]],
+    reading: Reading,
     rows: Mapping[str, Mapping[str, Any]],
     log: Sequence[Mapping[str, Any]],
 ) -> dict[str, Addition]:
@@ -155,7 +141,7 @@ def additions(
     added = {"Entity types": Addition(cells=figures.bar), "Tags": Addition(cells=figures.bar)}
     if len(counts) <= MATRIX_TAGS:
         added["Confusions"] = Addition(cells=figures.shade(counts))
-    return added | curves.additions(metrics, run, log)
+    return added | curves.additions(metrics, reading.run, log)
 
 
 # what it says

@@ -53,7 +53,9 @@ class ImageClassification:
     name = "image-classification"
     headline = "macro_f1"
     headlines = tuple(classification.HEADLINES)
+    lower = frozenset({"log_loss"})
     calibrates = True
+    decides = False
 
     def __init__(
         self,

@@ -26,7 +26,9 @@ class TextClassification:
     name = "text-classification"
     headline = "macro_f1"
     headlines = tuple(classification.HEADLINES)
+    lower = frozenset({"log_loss"})
     calibrates = True
+    decides = False
     cuts = True
     workers = 0
     auto_class = "AutoModelForSequenceClassification"

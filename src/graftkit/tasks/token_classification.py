@@ -72,7 +72,9 @@ class TokenClassification:
     """One tag per word of a sentence: cross-entropy over the logits of a token classifier at first pieces."""
 
     name = "token-classification"
+    lower = frozenset({"log_loss"})
     calibrates = False
+    decides = False
     cuts = False
     workers = 0
     auto_class = "AutoModelForTokenClassification"
