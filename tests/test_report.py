@@ -220,7 +220,7 @@ def test_what_is_no_number_is_refused(tmp_path, name, value):
         ),
         (
             lambda folder: (folder / "rows-test.parquet").rename(folder / "predictions-test.parquet"),
-            "no column 'label'",
+            "no column 'loss'",
         ),
     ],
 )

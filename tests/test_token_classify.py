@@ -66,7 +66,7 @@ def test_the_run_folder_holds_what_it_says(made):
     assert record["headline"] == "entity_f1"
     assert record["labels"] == LABELS
     assert record["calibration"]["temperature"] is None
-    assert "each word" in record["calibration"]["reason"]
+    assert "one label each" in record["calibration"]["reason"]
     assert record["lengths"]["truncated_rows"] == 0
     assert record["lengths"]["windowed_rows"] == 1
     assert record["lengths"]["percentiles"]["100"] > 4 * record["lengths"]["max_length"]
@@ -292,5 +292,5 @@ def test_commands_that_cannot_say_so_in_one_line(made, tmp_path, capsys, words):
     places = {"RUN": made[0], "OUT": tmp_path / "out", "COPY": tmp_path / "copy", "a.csv": tmp_path / "a.csv"}
     assert cli.main([str(places.get(word, word)) for word in words]) != 0
     error = capsys.readouterr().err.strip()
-    assert "knows classifiers" in error or "--explain knows" in error, error
+    assert "tags words" in error or "knows classifiers" in error or "--explain knows" in error, error
     assert len(error.splitlines()) == 1
