@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -397,3 +397,41 @@ def test_import_is_light():
         seconds.append(time.perf_counter() - began)
         assert done.stdout == "set()\n"
     assert min(seconds) < 0.5
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all have."""
+
+    path: str = "here"
+    """where it lies"""
+    size: int = 1
+    """how large"""
+    fixed: ClassVar[int] = 3
+
+
+@dataclass(frozen=True)
+class More(Base):
+    """One of them."""
+
+    size: int = 2
+    """how large this one is"""
+    name: str = "none"
+    """what it is called"""
+
+
+@dataclass(frozen=True)
+class Built:
+    rows: More = field(default_factory=More)
+
+
+def test_a_section_that_builds_on_another_has_its_settings_and_their_help(capsys):
+    assert parse(Built, ["--rows.path", "there", "--rows.size", "5"]).rows == More("there", 5)
+    with pytest.raises(SystemExit):
+        parse(Built, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "where it lies" in said
+    assert "how large this one is" in said
+    assert "what it is called" in said
+    with pytest.raises(UserError, match=r"rows\.fixed"):
+        parse(Built, ["--rows.fixed", "1"])

@@ -590,3 +590,45 @@ def test_tables_that_are_not_what_the_run_made_are_refused(tmp_path, change, mes
     with pytest.raises(UserError, match=re.escape(message)) as refused:
         write_report(folder)
     assert "\n" not in str(refused.value)
+
+
+# rows without a class
+
+
+PLAIN = [
+    {"id": "a", "loss": 0.5, "label": ["x", "y z"], "prediction": "x", "gap": None, "tokens": 3},
+    {"id": "b", "loss": 0.25, "label": [], "prediction": "", "gap": -1.5, "tokens": 0},
+]
+
+
+def test_records_without_a_class_come_back_as_they_were(tmp_path):
+    write_predictions(tmp_path, "test", PLAIN, [])
+    assert read_predictions(tmp_path, "test") == ([], PLAIN)
+
+
+def test_records_of_any_number_of_labels_come_back_as_they_were(tmp_path):
+    numbers = {"logits": np.float32([1, -1]), "probabilities": np.float32([0.75, 0.25])}
+    records = [
+        {"id": "a", "label": ["cat", "dog"], "prediction": ["cat"], **numbers, "loss": 0.5},
+        {
+            "id": "b",
+            "label": [],
+            "prediction": [],
+            **{k: -v + (k == "probabilities") for k, v in numbers.items()},
+            "loss": 1.0,
+        },
+    ]
+    write_predictions(tmp_path, "test", records, ["cat", "dog"])
+    labels, back = read_predictions(tmp_path, "test")
+    assert labels == ["cat", "dog"]
+    for one, other in zip(records, back, strict=True):
+        assert {k: v for k, v in one.items() if k not in numbers} == {
+            k: v for k, v in other.items() if k not in numbers
+        }
+        assert all(np.array_equal(one[name], other[name]) for name in numbers)
+
+
+def test_a_number_that_is_none_names_its_row(tmp_path):
+    write_predictions(tmp_path, "test", [PLAIN[0], PLAIN[1] | {"gap": float("nan")}], [])
+    with pytest.raises(UserError, match="a gap that is no finite number in row b"):
+        read_predictions(tmp_path, "test")

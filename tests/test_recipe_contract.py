@@ -1,0 +1,114 @@
+"""What every recipe must hold to, end to end: a table with one row per recipe.
+
+A run that was stopped and resumed ends as one that never stopped; two processes write the bytes that one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import SHAPES, draw, finish, launch_script, run_recipe, texts, write_csv
+from test_token_classification import sentences
+
+from graftkit.errors import Stopped
+from graftkit.stop import Stop
+
+TABLES = ("predictions-test.parquet", "predictions-dev.parquet", "rows-test.parquet", "measures-test.parquet")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, a tiny checkpoint for it, and rows."""
+
+    recipe: str
+    kind: str
+    write: Callable[[Path], Path]  # rows into a folder; what to give as --data.path
+    words: tuple[object, ...] = ()
+
+
+def write_texts(folder: Path) -> Path:
+    """Sentences with a class each."""
+    return write_csv(folder / "rows.csv", texts(60))
+
+
+def write_sentences(folder: Path) -> Path:
+    """Sentences with a tag for each word."""
+    rows = [{name: row[name] for name in ("words", "tags")} for row in sentences(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def write_pictures(folder: Path) -> Path:
+    """Pictures in a folder for each class."""
+    for i in range(36):
+        place = folder / SHAPES[i % 3]
+        place.mkdir(exist_ok=True)
+        draw(SHAPES[i % 3], i).save(place / f"{i}.png")
+    return folder
+
+
+CASES = [
+    Case("text_classify", "bert", write_texts),
+    Case("token_classify", "bert", write_sentences),
+    Case("image_classify", "test_resnet", write_pictures, ("--image.workers", 0)),
+]
+
+
+@pytest.fixture(params=CASES, ids=[f"{case.recipe}-{i}" for i, case in enumerate(CASES)])
+def ready(request, tmp_path, checkpoint, image_checkpoint):
+    """A recipe and the words that run it on a tiny checkpoint with dropout."""
+    case = request.param
+    (tmp_path / "data").mkdir()
+    pictures = case.recipe == "image_classify"
+    start = image_checkpoint(case.kind) if pictures else checkpoint(case.kind, dropout=0.1)
+    path = case.write(tmp_path / "data")
+    words = ["--backbone.name", start, "--data.path", path, "--run.precision", "fp32", *case.words]
+    return case.recipe, [str(word) for word in words]
+
+
+def stop_after(updates: int, monkeypatch) -> None:
+    """Let the run be asked to stop, as by Ctrl-C, after so many updates."""
+    asked = []
+
+    def agreed(self, accelerator):
+        asked.append(None)
+        if len(asked) == updates:
+            self.signal = signal.SIGINT
+        return len(asked) == updates
+
+    monkeypatch.setattr(Stop, "agreed", agreed)
+
+
+def same_files(one: Path, other: Path, names) -> None:
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_stopped(ready, tmp_path, monkeypatch):
+    recipe, words = ready
+    words += ["--train.epochs", "2", "--train.batch_size", "8", "--train.lr", "1e-3"]
+    run_recipe(recipe, *words, "--run.out", tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        with pytest.raises(Stopped, match=r"after update 3, which is saved"):
+            run_recipe(recipe, *words, "--run.out", tmp_path / "parts")
+    assert not (tmp_path / "parts" / "model").exists()
+    run_recipe(recipe, *words, "--run.out", tmp_path / "parts", "--run.resume")
+    weights = [f"model/{path.name}" for path in (tmp_path / "whole" / "model").glob("*.safetensors")]
+    assert weights
+    same_files(tmp_path / "whole", tmp_path / "parts", [*weights, *TABLES, "log.jsonl", "metrics.json"])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_that_one_writes(ready, tmp_path):
+    """From the same weights: training itself rounds otherwise on two (see test_processes)."""
+    recipe, words = ready
+    script = Path(__file__).parent / "untrained.py"
+    for processes in (1, 2):
+        finish(launch_script(script, recipe, *words, "--run.out", tmp_path / str(processes), processes=processes))
+    same_files(tmp_path / "1", tmp_path / "2", [*TABLES, "baselines-test.parquet", "metrics.json"])
