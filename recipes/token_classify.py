@@ -16,13 +16,12 @@ from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
-from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.heads import load_token_classifier
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
-from graftkit.several import several_asked
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.token_classification import TokenClassification
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
@@ -43,7 +42,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
-        raise UserError("--run.seeds and --data.folds: no report over several taggers yet; use --run.seed, --data.fold")
+        return run_several("token_classify", main, config)
     run = open_run("token_classify", config)
 
     with run.phase("data"):

@@ -105,6 +105,25 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_stopped(ready
 
 
 @pytest.mark.slow
+def test_seeds_and_folds_are_told_together(ready, tmp_path):
+    recipe, words = ready
+    words += ["--train.max_steps", "2", "--train.batch_size", "8"]
+    over_seeds = run_recipe(recipe, *words, "--run.out", tmp_path / "seeds", "--run.seeds", 0, 1)["seeds"]
+    assert [one["seed"] for one in over_seeds["runs"]] == [0, 1]
+    apart = [one["headline"]["value"] for one in over_seeds["runs"]]
+    assert over_seeds["headline"]["value"] == pytest.approx(sum(apart) / 2)
+    metrics = run_recipe(recipe, *words, "--run.out", tmp_path / "folds", "--data.folds", 2)
+    rows = [fold["test"] for fold in metrics["folds"]["runs"]]
+    assert metrics["test"]["rows"] == sum(rows) > 2 * 10
+    name = metrics["test"]["headline"]["name"]
+    folds = [tmp_path / f"folds/fold-{i}/metrics.json" for i in (1, 2)]
+    apart = [json.loads(path.read_text())["test"]["scores"][name] for path in folds]
+    assert [fold["scores"][name] for fold in metrics["folds"]["runs"]] == pytest.approx(apart)
+    for folder in ("seeds", "folds"):
+        assert "Watch out" in (tmp_path / folder / "report.md").read_text()
+
+
+@pytest.mark.slow
 def test_two_processes_write_the_bytes_that_one_writes(ready, tmp_path):
     """From the same weights: training itself rounds otherwise on two (see test_processes)."""
     recipe, words = ready

@@ -369,7 +369,7 @@ def test_the_report_over_seeds_follows_from_the_tables(tmp_path):
     lines = metrics_text({"seeds": metrics}).splitlines()
     assert len(lines) == 3
     assert "over 3 seeds" in lines[0]
-    assert "of 120 rows get another class from another seed" in lines[2]
+    assert "of 120 rows get another answer from another seed" in lines[2]
 
 
 def test_seeds_that_answered_other_rows_or_were_edited_are_an_error(tmp_path):

@@ -262,8 +262,6 @@ def test_plain_tags_and_groups(tmp_path, checkpoint, tagged):
         ("--report.slice", "author"),
         ("--report.calibrate", "false"),
         ("--report.alpha", "0.2"),
-        ("--run.seeds", "0", "1"),
-        ("--data.folds", "3"),
     ],
 )
 def test_what_is_not_there_yet_is_refused_in_one_line(tmp_path, checkpoint, tagged, words):
@@ -277,7 +275,6 @@ def test_what_is_not_there_yet_is_refused_in_one_line(tmp_path, checkpoint, tagg
 @pytest.mark.parametrize(
     "words",
     [
-        ("predict", "RUN", "a.csv"),
         ("evaluate", "RUN", "--data.path", "a.csv"),
         ("calibrate", "RUN", "--out", "OUT"),
         ("compare", "RUN", "COPY"),

@@ -21,6 +21,7 @@ from graftkit.config import differences, is_first_process, to_yaml
 from graftkit.data.splits import check_folds
 from graftkit.errors import Stopped, UserError
 from graftkit.report import metrics_text, write_report
+from graftkit.report.config import check_unused
 from graftkit.report.metric_modules import measure_named
 from graftkit.report.reading import read_run
 from graftkit.report.tables import (
@@ -46,6 +47,18 @@ SAME = ("task", "headline", "labels", "backbone", "adapt", "images", "report")
 def several_asked(config: Any) -> bool:
     """Whether more than one model is to be trained: `--run.seeds`, or `--data.folds` without `--data.fold`."""
     return config.run.seeds is not None or (config.data.folds is not None and config.data.fold is None)
+
+
+def check_plain(config: Any, what: str) -> None:
+    """Raise UserError, before anything is done, for what only runs on rows of one class each can; `what` names others.
+
+    `config`: of a recipe with the sections `run`, `data`, `report` and `hub`.
+    """
+    check_unused(config.report, what)
+    if several_asked(config):
+        raise UserError(f"--run.seeds and --data.folds: no report over several runs with {what} yet; use --run.seed")
+    if config.hub.push_to is not None:
+        raise UserError(f"--hub.push_to {config.hub.push_to}: not with {what} yet; push the run's model/ by hand")
 
 
 def run_several(recipe: str, main: Callable[[Any], Any], config: Any) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def check_several(config: Any) -> None:
             )
     else:
         check_folds(replace(config.data, fold=1))
-    if config.hub.push_to is not None:
+    if hasattr(config, "hub") and config.hub.push_to is not None:
         count = folds if seeds is None else len(seeds)
         example = f"RUN/{next(iter(one_by_one(config)))}"
         raise UserError(

@@ -27,7 +27,7 @@ from graftkit.report.markdown import (
 )
 from graftkit.report.pictures import grid
 from graftkit.report.reading import Reading
-from graftkit.report.sections import NOUNS, is_evaluation, is_folds, look
+from graftkit.report.sections import NOUNS, apart, is_folds, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
 HEADER_LETTERS = 90  # class names longer than this in all head the matrix as numbers
@@ -86,7 +86,7 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     doubt = baselines.doubt(metrics.get("baselines"))
     start, who = (f"**{doubt}**: on", "it") if doubt else ("On", "this recipe" if is_folds(run) else "this model")
     sentences = [
-        f"{start} {plural(rows, 'test row')}{_apart(run)}, {who} sorts {NOUNS[run['task']]}s into "
+        f"{start} {plural(rows, 'test row')}{apart(run)}, {who} sorts {NOUNS[run['task']]}s into "
         f"{plural(len(counts), 'class', 'classes')} with {_article(headline['name'])} of "
         f"**{with_interval(headline)}**, where 1 is perfect{_against(metrics, run)}.",
         f"It gives {_how_many(right, rows)} of them the right class ({percent(right, rows)}); "
@@ -120,13 +120,6 @@ def chapters(
         "Confusions": _confusions(metrics["test"]),
         "Worst errors": _worst_errors(metrics["test"], run, shown, rows),
     }
-
-
-def _apart(run: Mapping[str, Any]) -> str:
-    """What a run can say of its test rows; of a model from elsewhere nobody knows it here."""
-    if is_folds(run):
-        return f", each answered by the one of {len(run['folds'])} models that had not seen it"
-    return "" if is_evaluation(run) else " that it was not trained on"
 
 
 def _against(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:

@@ -6,13 +6,13 @@ predicted by the one model that had not seen it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from graftkit.errors import UserError
-from graftkit.metrics import classification
 from graftkit.metrics.spread import spread
 from graftkit.report.html import Addition
 from graftkit.report.markdown import decimals, number, percent, table, title
@@ -23,19 +23,34 @@ from graftkit.report.seeds import links
 NAME = "folds"
 
 
-def measure(reading: Reading) -> dict[str, Any] | None:
-    """The scores of each fold, and their spread; None where there are no folds."""
-    if not is_folds(reading.run):
-        return None
-    folds = reading.run["folds"]
-    truth, predicted, probabilities = reading.arrays["test"]
-    ends = np.cumsum([fold["test"] for fold in folds])
-    if ends[-1] != len(truth):
-        raise UserError(f"{reading.folder}: run.json names {ends[-1]} rows in folds, and the table has {len(truth)}")
-    parts = [np.arange(end - fold["test"], end) for fold, end in zip(folds, ends, strict=True)]
-    scored = [classification.scores(truth[part], predicted[part], probabilities[part]) for part in parts]
+@dataclass(frozen=True)
+class Folds:
+    """The part of the report on folds (see `page.PARTS`) for a task whose records `score` gives all scores of."""
+
+    score: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], Mapping[str, float]]  # of records and labels
+    NAME: str = NAME
+
+    def measure(self, reading: Reading) -> dict[str, Any] | None:
+        """The scores of each fold, and their spread; None where there are no folds."""
+        return _measure(reading, self.score) if is_folds(reading.run) else None
+
+    def chapter(self, found: Mapping[str, Any] | None, reading: Reading) -> str:
+        """As `chapter`."""
+        return chapter(found, reading)
+
+    def addition(self, found: Mapping[str, Any], reading: Reading) -> Addition:
+        """Links to the reports of the folds."""
+        return links(found["runs"])
+
+
+def _measure(reading: Reading, score: Callable[..., Mapping[str, float]]) -> dict[str, Any]:
+    folds, records = reading.run["folds"], reading.records["test"]
+    ends = np.cumsum([fold["test"] for fold in folds]).tolist()
+    if ends[-1] != len(records):
+        raise UserError(f"{reading.folder}: run.json names {ends[-1]} rows in folds, and the table has {len(records)}")
+    scored = [score(records[end - fold["test"] : end], reading.labels) for fold, end in zip(folds, ends, strict=True)]
     return {
-        "headline": reading.run.get("headline") or "macro_f1",
+        "headline": reading.run.get("headline") or next(iter(scored[0])),
         "scores": {name: spread([scores[name] for scores in scored]) for name in scored[0]},
         "runs": [fold | {"scores": scores} for fold, scores in zip(folds, scored, strict=True)],
     }
@@ -62,11 +77,6 @@ def chapter(found: Mapping[str, Any] | None, reading: Reading) -> str:
     return "\n\n".join([_intro(found), _each(found), _reading_of(found)])
 
 
-def addition(found: Mapping[str, Any], reading: Reading) -> Addition:
-    """Links to the reports of the folds."""
-    return links(found["runs"])
-
-
 def _intro(found: Mapping[str, Any]) -> str:
     count = len(found["runs"])
     return (
@@ -77,7 +87,7 @@ def _intro(found: Mapping[str, Any]) -> str:
 
 def _each(found: Mapping[str, Any]) -> str:
     """One line per fold, then mean and standard deviation."""
-    names = list(dict.fromkeys([found["headline"], "accuracy"]))
+    names = [name for name in dict.fromkeys([found["headline"], "accuracy"]) if name in found["scores"]]
     places = {name: decimals(found["scores"][name]["sd"]) for name in names}
     lines = [
         (

@@ -15,7 +15,7 @@ from graftkit.metrics.sums import Scoring, intervals, score
 from graftkit.report import baselines
 from graftkit.report.markdown import decimals, plural, table, title, told, with_interval
 from graftkit.report.reading import Reading
-from graftkit.report.sections import NOUNS
+from graftkit.report.sections import NOUNS, apart
 
 
 def measure(reading: Reading, split: str, scoring: Scoring, headlines: tuple[str, ...]) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def opening(metrics: Mapping[str, Any], run: Mapping[str, Any], does: str, *, pe
         against = f"; {name} reaches {value}" + (f" ({interval})" if interval != "–" else "")
     name, noun = title(test["headline"]["name"]), f"test {NOUNS[run['task']]}"
     return (
-        f"{start} {plural(test['rows'], noun)} that it was not trained on, {who} {does} with "
-        f"{'an' if name[0] in 'aeioEF' else 'a'} {name} of **{with_interval(test['headline'])}**, {perfect}{against}."
+        f"{start} {plural(test['rows'], noun)}{apart(run)}, {who} {does} with "
+        f"{'an' if name[0] in 'aeioEF' or name in ('R²', 'RMSE') else 'a'} {name} of **{with_interval(test['headline'])}**, {perfect}{against}."
     )
 
 

@@ -5,6 +5,8 @@ The folder of a run with `--run.seeds` holds a run for each; what is told here f
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape as html_escape
@@ -27,6 +29,7 @@ from graftkit.report.markdown import (
     percent,
     plural,
     rounded,
+    shorten,
     table,
     title,
     with_interval,
@@ -37,53 +40,85 @@ from graftkit.report.tables import read_rows
 
 NAME = "seeds"
 SHOWN = 20  # rows that change with the seed
+LETTERS = 200  # of a text that is shown
 FEW = 5  # seeds, below which their spread is a guess
 FLAG = "--run.seeds 0 1 2"
 
 
-def measure(reading: Reading) -> dict[str, Any] | None:
-    """What the seeds say together; None where there is one. UserError where they did not answer the same rows."""
-    if "seeds" not in reading.run:
-        return None
+def measure(reading: Reading) -> None:
+    """One model has one seed; a folder that holds several has a report of its own: see `gather`."""
+
+
+def gather(reading: Reading, task: Any, against: Any | None) -> dict[str, Any]:
+    """What the seeds say together. UserError where they did not answer the same rows.
+
+    `task` is the module that measures a run of the task (`page.TASKS`), and `against` the part that holds it against
+    simple answers, if there is one.
+    """
     readings = [read_folder(reading.folder / one["name"], ("test",)) for one in reading.run["seeds"]]
     check_same_rows(readings)
-    measured = [classification.measure(each, "test") for each in readings]
-    name = measured[0]["headline"]["name"]
-    over_seeds = student([one["headline"]["value"] for one in measured], -1.0 if name == "matthews" else 0.0, 1.0)
-    doubts = [baselines.doubt(baselines.measure(each)) for each in readings]
+    measured = [task.measure(each, "test") for each in readings]
+    first = measured[0]["headline"]
+    values = [one["headline"]["value"] for one in measured]
+    over_seeds = student(values, *_range(first))
+    doubts = [baselines.doubt(against.measure(each)) if against else "" for each in readings]
     runs = [
         {**one, "headline": each["headline"], "scores": each["scores"], "doubt": doubt}
         for one, each, doubt in zip(reading.run["seeds"], measured, doubts, strict=True)
     ]
     return {
         "rows": measured[0]["rows"],
-        "headline": {"name": name, **asdict(over_seeds)},
+        "headline": {
+            "name": first["name"],
+            **({"lower_is_better": True} if first.get("lower_is_better") else {}),
+            **asdict(over_seeds),
+        },
         "scores": {score: spread([one["scores"][score] for one in measured]) for score in measured[0]["scores"]},
         "runs": runs,
         "answers": _answers(readings),
     }
 
 
+def _range(headline: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the most that a score can be."""
+    if headline.get("lower_is_better"):
+        return 0.0, math.inf
+    return (-1.0 if headline["name"] in ("matthews", "pearson", "spearman", "r2") else 0.0), 1.0
+
+
 def check_same_rows(readings: Sequence[Reading]) -> None:
     """Raise UserError where two seeds did not answer the same rows in the same order."""
     first = readings[0]
-    rows = [(record["id"], record["label"]) for record in first.records["test"]]
+    rows = [(record["id"], record.get("label")) for record in first.records["test"]]
     for each in readings[1:]:
-        same = rows == [(record["id"], record["label"]) for record in each.records["test"]]
+        same = rows == [(record["id"], record.get("label")) for record in each.records["test"]]
         if not same or each.labels != first.labels:
             raise UserError(f"{each.folder} and {first.folder} did not answer the same rows; make one of them again")
 
 
-def _answers(readings: Sequence[Reading]) -> dict[str, Any]:
-    """How often the seeds agree, and the rows on which they agree least."""
-    truth, said = readings[0].arrays["test"][0], np.stack([each.arrays["test"][1] for each in readings])
-    right, apart = (said == truth).sum(axis=0), divided(truth, said)
-    labels, records = readings[0].labels, readings[0].records["test"]
+def _answers(readings: Sequence[Reading]) -> dict[str, Any] | None:
+    """How often the seeds agree, and the rows on which they agree least; None where rows have no answer to agree on."""
+    records = readings[0].records["test"]
+    if not isinstance(records[0].get("prediction"), type(records[0].get("label", ...))):
+        return None
+    if isinstance(records[0]["prediction"], float):
+        return None
+    known: dict[str, int] = {}
+    truth = np.array([known.setdefault(_words(record["label"]), len(known)) for record in records])
+    said = np.array(
+        [
+            [known.setdefault(_words(record["prediction"]), len(known)) for record in each.records["test"]]
+            for each in readings
+        ]
+    )
+    right, apart, names = (said == truth).sum(axis=0), divided(truth, said), list(known)
+    place_of = {label: place for place, label in enumerate(readings[0].labels)}
     shown = []
     for place in apart[:SHOWN].tolist():
-        given = np.bincount(said[:, place], minlength=len(labels))
-        answers = {labels[i]: int(given[i]) for i in np.argsort(-given, kind="stable") if given[i]}
-        shown.append({"id": records[place]["id"], "label": records[place]["label"], "given": answers})
+        given = Counter(names[answer] for answer in said[:, place].tolist())
+        ordered = sorted(given, key=lambda name: (-given[name], place_of.get(name, 0)))
+        answers = {name: given[name] for name in ordered}
+        shown.append({"id": records[place]["id"], "label": _words(records[place]["label"]), "given": answers})
     return {
         "right_by_all": int((right == len(said)).sum()),
         "right_by_some": int(((right > 0) & (right < len(said))).sum()),
@@ -93,14 +128,18 @@ def _answers(readings: Sequence[Reading]) -> dict[str, Any]:
     }
 
 
+def _words(answer: str | list[str]) -> str:
+    """A label as it is; of several, all of them."""
+    return answer if isinstance(answer, str) else " ".join(answer) or "none"
+
+
 def text(found: Mapping[str, Any]) -> str:
     """The three lines that a terminal shows."""
     headline, runs = found["headline"], found["runs"]
     places = decimals(float(np.ptp([one["headline"]["value"] for one in runs])) / 2)
     each = ", ".join(f"seed {one['seed']} {number(one['headline']['value'], places)}" for one in runs)
-    return (
-        f"test  mean {title(headline['name'])} {with_interval(headline)} over {len(runs)} seeds\n"
-        f"      {each}\n      {_changing(found)}"
+    return f"test  mean {title(headline['name'])} {with_interval(headline)} over {len(runs)} seeds\n      {each}" + (
+        f"\n      {_changing(found)}" if found["answers"] else ""
     )
 
 
@@ -120,8 +159,9 @@ def summary(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         cautions.append(f"the runs gave {plural(len(run['warnings']), 'warning')} (below)")
     return (
         f"{start}, this recipe reaches a mean {title(headline['name'])} of **{with_interval(headline)}** on "
-        f"{plural(found['rows'], 'test row')} that no model was trained on, where 1 is perfect. "
-        f"{_changing(found).capitalize()}. **Watch out:** {'; '.join(cautions)}."
+        f"{plural(found['rows'], 'test row')} that no model was trained on, "
+        f"{'where less is better' if headline.get('lower_is_better') else 'where 1 is perfect'}. "
+        f"{f'{_changing(found).capitalize()}. ' if found['answers'] else ''}**Watch out:** {'; '.join(cautions)}."
     )
 
 
@@ -152,8 +192,10 @@ def links(runs: Sequence[Mapping[str, Any]]) -> Addition:
 
 
 def disagreements(found: Mapping[str, Any], reading: Reading) -> str:
-    """The rows that get another class from another seed, the most divided first."""
+    """The rows that get another answer from another seed, the most divided first."""
     answers, count = found["answers"], len(found["runs"])
+    if answers is None:
+        return "Not told: rows of this task have no answer of a few words that two models could give alike."
     facts = bullets(
         f"{which}: {plural(answers[name], 'row')} ({percent(answers[name], found['rows'])})"
         for name, which in (
@@ -164,11 +206,11 @@ def disagreements(found: Mapping[str, Any], reading: Reading) -> str:
     )
     shown = answers["most_divided"]
     if not shown:
-        return f"{facts}\n\nNone: every row gets the same class from all {count} seeds."
+        return f"{facts}\n\nNone: every row gets the same answer from all {count} seeds."
     kept = _rows_of(reading.folder / found["runs"][0]["name"], [row["id"] for row in shown])
     lines = [
         (
-            classification.content_of(kept.get(row["id"], {})),
+            _content(kept.get(row["id"], {})),
             escape(row["label"]),
             ", ".join(f"{escape(label)} {times} x" for label, times in row["given"].items()),
             escape(row["id"]),
@@ -180,7 +222,14 @@ def disagreements(found: Mapping[str, Any], reading: Reading) -> str:
         f"{_changing(found).capitalize()}{first}. Such rows lie between two classes, or their label is wrong. Rows "
         "that are wrong with every seed are found in the report of each."
     )
-    return f"{facts}\n\n{intro}\n\n{table(('What it holds', 'True class', 'Given', 'Row'), lines)}"
+    return f"{facts}\n\n{intro}\n\n{table(('What it holds', 'True answer', 'Given', 'Row'), lines)}"
+
+
+def _content(row: Mapping[str, Any]) -> str:
+    """What was kept of a row, in a cell."""
+    texts = [value for name, value in row.items() if isinstance(value, str) and name not in ("id", "sha256")]
+    pictured = not texts or row.get("thumbnail") or "text" in row
+    return classification.content_of(row) if pictured else " / ".join(escape(shorten(text, LETTERS)) for text in texts)
 
 
 def _rows_of(folder: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -190,7 +239,7 @@ def _rows_of(folder: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
 def _changing(found: Mapping[str, Any]) -> str:
     changing = found["answers"]["not_the_same"]
     verb = "gets" if changing == 1 else "get"
-    return f"{changing:,} of {plural(found['rows'], 'row')} {verb} another class from another seed"
+    return f"{changing:,} of {plural(found['rows'], 'row')} {verb} another answer from another seed"
 
 
 def _each(found: Mapping[str, Any]) -> str:

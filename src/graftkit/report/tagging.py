@@ -28,7 +28,7 @@ from graftkit.report.markdown import (
     with_interval,
 )
 from graftkit.report.reading import Reading
-from graftkit.report.sections import look
+from graftkit.report.sections import apart, look
 
 MATRIX_TAGS = 25  # a wider confusion matrix cannot be read
 PAIRS = 20
@@ -98,8 +98,8 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     does = "tags words" if test["scheme"] == PLAIN else "finds entities"
     name = title(test["headline"]["name"])
     sentences = [
-        f"{start} {plural(test['rows'], 'test sentence')} ({plural(test['words'], 'word')}) that it was not trained "
-        f"on, {who} {does} with {'an' if name[0] in 'aeiou' else 'a'} {name} of **{with_interval(test['headline'])}**, "
+        f"{start} {plural(test['rows'], 'test sentence')} ({plural(test['words'], 'word')}){apart(run)}, {who} "
+        f"{does} with {'an' if name[0] in 'aeiou' else 'a'} {name} of **{with_interval(test['headline'])}**, "
         f"where 1 is perfect{against}.",
         _how_much(test),
     ]
@@ -194,12 +194,12 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(metrics: Mapping[str, Any]) -> str:
-    test, dev = metrics["test"], metrics["dev"]
+    test, dev = metrics["test"], metrics.get("dev")
     first = test["headline"]["name"]
     lines = []
     for name in sorted(test["scores"], key=lambda name: name != first):
         words = f"**{title(name)}**" if name == first else title(name)
-        lines.append((words, *_cells(test, name), _cells(dev, name)[0], MEANINGS[name]))
+        lines.append((words, *_cells(test, name), _cells(dev, name)[0] if dev else "–", MEANINGS[name]))
     for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
         value, interval = told(answer["headline"]["value"], answer["headline"])
         words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
@@ -217,8 +217,10 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         PLAIN: "Tags are plain, so each word is scored by itself.",
         "BIO": "Entities are counted as seqeval counts: an I- tag without a B- before it begins an entity.",
     }.get(test["scheme"], f"Entities are counted as seqeval counts in its strict mode for {test['scheme']}.")
-    not_dev = "The dev sentences chose which weights to keep, so the dev scores tend to be too good."
-    return "\n\n".join([table(header, lines, numbers=[1, 3]), counted, sure, not_dev])
+    parts = [table(header, lines, numbers=[1, 3]), counted, sure]
+    if dev:
+        parts.append("The dev sentences chose which weights to keep, so the dev scores tend to be too good.")
+    return "\n\n".join(parts)
 
 
 def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
