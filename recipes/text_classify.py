@@ -4,6 +4,8 @@
 
 With no arguments it adapts all-MiniLM-L6-v2 to 672 customer-support messages in 8 intents, both of which are installed
 with the demo extra. Every setting: --help. Once per seed: --run.seeds 0 1 2; cross-validated: --data.folds 5.
+Texts that have any number of labels: --data.task multi, which by itself learns what the demo's messages mention. Texts
+that have a number, such as stars or a price: --data.task regression --data.label stars.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from graftkit.adapt import AdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
-from graftkit.data import DataConfig, load_splits
+from graftkit.data import DataConfig, load_label_sets, load_numbers, load_splits
 from graftkit.finish import finish
 from graftkit.heads import load_classifier
 from graftkit.hub import HubConfig, check_ready, share
@@ -23,10 +25,19 @@ from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
 from graftkit.run import RunConfig, open_run
-from graftkit.several import run_several, several_asked
+from graftkit.several import check_plain, run_several, several_asked
+from graftkit.tasks.multi_label_classification import MultiLabelClassification
 from graftkit.tasks.text_classification import TextClassification
+from graftkit.tasks.text_regression import TextRegression
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
+
+LOADERS = {"single": load_splits, "multi": load_label_sets, "regression": load_numbers}
+TASKS = {
+    "single": lambda tokenizer, splits: TextClassification(tokenizer, splits.labels, pairs=splits.pairs),
+    "multi": lambda tokenizer, splits: MultiLabelClassification(tokenizer, splits.labels),
+    "regression": TextRegression.of,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    if config.data.task != "single":
+        check_plain(config, f"--data.task {config.data.task}")
     if several_asked(config):
         return run_several("text_classify", main, config)
     check_ready(config.hub)
@@ -51,15 +64,16 @@ def main(config: Config) -> dict[str, Any]:
     run = open_run("text_classify", config)
 
     with run.phase("data"):
-        splits = load_splits(config.data, config.run.seed, config.report.columns, config.report.group)
+        load = LOADERS[config.data.task]
+        splits = load(config.data, config.run.seed, config.report.columns, config.report.group)
         check_metrics(config.report.metrics, splits.labels)
-        tokenizer = load_tokenizer(config.backbone)
-        task = TextClassification(tokenizer, splits.labels)
+        tokenizer = load_tokenizer(config.backbone, pairs=splits.pairs)
+        task = TASKS[config.data.task](tokenizer, splits)
         run.introduce(task, splits)
         lengths = measure(run, task, splits)
 
     with run.phase("backbone"):
-        headed = load_classifier(config.backbone, splits.labels, tokenizer, config.run.seed)
+        headed = load_classifier(config.backbone, splits.labels, tokenizer, config.run.seed, task.problem_type)
     make_audit(run, task, headed, splits, lengths, config.report)
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)

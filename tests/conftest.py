@@ -92,6 +92,7 @@ def save_tokenizer(folder: Path, kind: str) -> None:
     words = sorted({word for group in WORDS.values() for word in group} | set(FILLER))
     letters = list(string.ascii_lowercase + string.digits + string.punctuation)
     pieces = special + letters + [f"##{c}" for c in letters] + [word for word in words if word not in letters]
+    pieces += ["[MASK]"] if kind not in ("gpt2", "llama") else []
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -99,7 +100,7 @@ def save_tokenizer(folder: Path, kind: str) -> None:
     if kind in ("gpt2", "llama"):
         names["eos_token"] = "<eos>"
     else:
-        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
@@ -132,6 +133,16 @@ def make_checkpoint(folder: Path, kind: str, *, dropout: float = 0.0, headless: 
         ),
         "llama": lambda: t.LlamaConfig(
             **size, **wide, num_key_value_heads=2, attention_dropout=dropout, bos_token_id=None, eos_token_id=4
+        ),
+        "t5": lambda: t.T5Config(
+            vocab_size=180, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=dropout,
+            pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
+        ),
+        "bart": lambda: t.BartConfig(
+            vocab_size=180, d_model=32, encoder_layers=3, decoder_layers=2, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=48,
+            dropout=dropout, pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+            forced_eos_token_id=3,
         ),
     }  # fmt: skip
     auto = t.AutoModel if headless else t.AutoModelForSequenceClassification

@@ -9,6 +9,7 @@ from graftkit.backbone import BackboneConfig
 from graftkit.errors import UserError
 from graftkit.heads import head_modules, load_classifier
 from graftkit.text import load_tokenizer
+from graftkit.tasks.sequence_to_sequence import load_writer
 
 LABELS = ["bird", "fruit", "tool"]
 
@@ -69,6 +70,28 @@ def test_last_trains_the_top_blocks_and_what_follows(checkpoint, kind):
     assert all(name.startswith((f"{path}.0.", f"{path}.1.")) or "embed" in name or ".w" in name for name in frozen)
     after = {"gpt2": "transformer.ln_f.weight", "llama": "model.norm.weight", "bert": "bert.pooler.dense.weight"}
     assert after.get(kind, next(iter(found.head))) in trained(adapted.model)
+
+
+@pytest.mark.parametrize(("kind", "where", "last_norm"), [("t5", "decoder.block", True), ("bart", "layers", False)])
+def test_the_last_blocks_of_a_writer_are_its_decoders(checkpoint, kind, where, last_norm):
+    """Also where the encoder has more of them (BART here); what is named after an embedding feeds them."""
+    found = load_writer(BackboneConfig(name=str(checkpoint(kind))), 0)
+    path, count, depths = find_blocks(found.model)
+    assert path.endswith(where)
+    assert "decoder" in path
+    assert count == 2
+    names = trained(adapt(found, AdaptConfig(strategy="last", blocks=1)).model)
+    assert {name for name in names if not name.startswith(f"{path}.1.")} == {
+        "decoder.final_layer_norm.weight" for _ in range(last_norm)
+    }
+    assert not any("embed" in name or "encoder.l" in name for name in names)
+    assert depths["shared.weight" if kind == "t5" else "model.shared.weight"] == 0
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("t5", 2 * 6 + 2 * 10), ("bart", 3 * 6 + 2 * 10)])
+def test_lora_adapts_encoder_and_decoder(checkpoint, kind, layers):
+    adapted = adapt(load_writer(BackboneConfig(name=str(checkpoint(kind))), 0), AdaptConfig(strategy="lora", rank=4))
+    assert sum("lora_A" in name for name in trained(adapted.model)) == layers
 
 
 def test_more_blocks_than_there_are_is_an_error(checkpoint):

@@ -18,7 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 from conftest import run_recipe, texts
 
-from graftkit import cli
+from graftkit import answering, cli
 from graftkit import predict as verb
 from graftkit.data import stream
 from graftkit.errors import UserError
@@ -26,7 +26,7 @@ from graftkit.export import load_saved, save_model
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 GRAFT = [sys.executable, "-c", "import sys; from graftkit.cli import main; sys.exit(main())"]
-TEXT = {"text": None, "text_pair": None}
+TEXT = answering.TEXT
 LONG = "the old red file is here again " * 40  # of what a tiny checkpoint reads, the first 40 tokens
 
 
@@ -236,7 +236,8 @@ def test_numbers_in_json_are_read_as_training_reads_them(run, predict, tmp_path)
 
 
 def test_formats_are_those_that_are_read():
-    assert list(cli.FORMATS) == list(stream.READERS)
+    assert list(cli.FORMATS) == [*stream.READERS, "conll"]
+    assert sorted(cli.COLUMNS) == sorted(stream.ROLES)
 
 
 def test_no_rows_no_answers(run, predict, tmp_path):
@@ -249,7 +250,7 @@ def test_no_rows_no_answers(run, predict, tmp_path):
 
 def test_rows_come_in_chunks_and_no_sooner_than_asked_for(tmp_path):
     file = write(tmp_path / "rows.csv", "text\n" + "".join(f'"line {i}\nof many"\n' for i in range(100_000)))
-    chunks = stream.read_chunks(str(file), None, TEXT, {})
+    chunks = stream.read_chunks(str(file), None, TEXT, {}, {})
     rows = next(chunks)
     position = [os.lseek(fd, 0, os.SEEK_CUR) for fd in map(int, os.listdir("/proc/self/fd")) if is_open(fd, file)]
     assert position == [stream.BLOCK]
@@ -261,7 +262,7 @@ def test_rows_come_in_chunks_and_no_sooner_than_asked_for(tmp_path):
 
 def test_a_line_is_a_text_without_its_end(tmp_path):
     file = write(tmp_path / "rows.txt", "\ufeff one\r\ntwo \n three")
-    rows = [row for chunk in stream.read_chunks(str(file), None, TEXT, {}) for row in chunk]
+    rows = [row for chunk in stream.read_chunks(str(file), None, TEXT, {}, {}) for row in chunk]
     assert rows == [(1, {"text": " one"}), (2, {"text": "two "}), (3, {"text": " three"})]
 
 
@@ -337,7 +338,7 @@ def test_answers_before_a_bad_chunk_are_written(run, tmp_path, monkeypatch, caps
         ("a.csv", "text,text\na,b\n", "column 'text' stands twice"),
         ("a.csv", "title,label\na,b\n", "found 'title', 'label'. Set --text"),
         ("a.csv", "text,body\na,b\n", "which column is the text cannot be told; found 'text', 'body'. Set --text"),
-        ("a.xlsx", "text\na\n", "does not end in .csv, .tsv, .jsonl, .txt. Set --format"),
+        ("a.xlsx", "text\na\n", "does not end in .csv, .tsv, .jsonl, .txt, .parquet. Set --format"),
     ],
 )
 def test_rows_that_cannot_be_read(checkpoint, refused, tmp_path, monkeypatch, name, content, expected):
@@ -360,8 +361,8 @@ def test_models_that_cannot_be_used(checkpoint, adapter, refused, tmp_path):
     assert "classifies neither texts nor pictures (BertModel)" in refused(checkpoint("bert"), file)
     other = shutil.copytree(adapter, tmp_path / "other")
     settings = json.loads((other / "adapter_config.json").read_text())
-    write(other / "adapter_config.json", json.dumps({**settings, "task_type": "CAUSAL_LM"}))
-    assert "is an adapter, but of no text classifier (task_type CAUSAL_LM)" in refused(other, file)
+    write(other / "adapter_config.json", json.dumps({**settings, "task_type": "FEATURE_EXTRACTION"}))
+    assert "is an adapter, but of no text classifier (task_type FEATURE_EXTRACTION)" in refused(other, file)
     bare = shutil.copytree(adapter, tmp_path / "bare", ignore=shutil.ignore_patterns("labels.json"))
     assert f"{bare} cannot be loaded on its base" in refused(bare, file)  # which has a head of two labels, not three
     broken = shutil.copytree(checkpoint("bert", headless=False), tmp_path / "broken")
@@ -376,17 +377,6 @@ def test_models_that_cannot_be_used(checkpoint, adapter, refused, tmp_path):
     write(broken / "config.json", json.dumps({**settings, "hidden_size": 64}))
     shutil.copy(checkpoint("bert", headless=False) / "model.safetensors", broken)
     assert f"{broken} cannot be loaded" in refused(broken, file)
-
-
-@pytest.mark.parametrize("settings", [{"problem_type": "multi_label_classification"}, {"num_labels": 1}])
-def test_models_that_choose_no_label(checkpoint, refused, tmp_path, settings):
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    folder = shutil.copytree(checkpoint("bert", headless=False), tmp_path / "other")
-    config = AutoConfig.from_pretrained(folder, **settings)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    line = refused(folder, write(tmp_path / "a.txt", "a\n"))
-    assert "does not choose one of several labels" in line
 
 
 def test_words_that_make_no_sense(run, data, refused, tmp_path):

@@ -216,7 +216,7 @@ def test_no_more_names_are_read_than_asked_for(photos, monkeypatch):
         ("a.csv", "path\na\n", ("--image", "url"), "no column 'url'; found 'path'. Set --image"),
         ("a.csv", "path\na\n", ("--text", "path"), "--text path does nothing"),
         ("a.csv", "path\na\n", ("--text_pair", "path"), "--text_pair path does nothing"),
-        ("a.heic", "a", (), "does not end in .csv, .tsv, .jsonl, .txt. Set --format"),
+        ("a.heic", "a", (), "does not end in .csv, .tsv, .jsonl, .txt, .parquet. Set --format"),
         ("a.png", "a", ("--image", "path"), "--image path does nothing"),
         ("sub/a.txt", "", ("--image", "path"), "--image path does nothing"),
         ("sub/a.txt", "", (), "no pictures in the folder"),

@@ -56,6 +56,7 @@ CASES = [
     Case("text_classify", "bert", write_texts),
     Case("token_classify", "bert", write_sentences),
     Case("image_classify", "test_resnet", write_pictures, ("--image.workers", 0)),
+    Case("generate", "gpt2", write_texts, ("--generate.max_new_tokens", 4)),
 ]
 
 

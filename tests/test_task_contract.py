@@ -13,20 +13,31 @@ import numpy as np
 import pytest
 import torch
 from conftest import KINDS, SHAPES, draw, texts, write_csv
+from test_multi_label_classify import messages
+from test_sequence_to_sequence import pairs, writer
 from test_token_classification import sentences
 
 from graftkit.adapt import AdaptConfig, adapt, set_training_mode
 from graftkit.backbone import BackboneConfig
-from graftkit.data import DataConfig, ImageDataConfig, load_pictures, load_splits
+from graftkit.data import DataConfig, ImageDataConfig, load_label_sets, load_numbers, load_pictures, load_splits
+from graftkit.data.chats import GenerateDataConfig, load_to_generate
+from graftkit.data.documents import DocumentsConfig, load_documents
+from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
+from graftkit.data.turns import Reader
 from graftkit.errors import UserError
-from graftkit.heads import load_classifier, load_token_classifier
+from graftkit.heads import load_classifier, load_headless, load_masked_language_model, load_token_classifier
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.images import ImageConfig
 from graftkit.optim import make_optimizer
 from graftkit.task import Task
+from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
 from graftkit.tasks.image_classification import ImageClassification
+from graftkit.tasks.masked_language_modelling import MaskConfig, MaskedLanguageModelling
+from graftkit.tasks.multi_label_classification import MultiLabelClassification
+from graftkit.tasks.sequence_to_sequence import load_writer
 from graftkit.tasks.text_classification import TextClassification
+from graftkit.tasks.text_regression import TextRegression
 from graftkit.tasks.token_classification import TokenClassification
 from graftkit.text import load_tokenizer
 
@@ -78,8 +89,85 @@ def token_classification(folder: Path, checkpoint: Callable[..., Path], kind: st
     return Made(task, headed, splits.train, math.log(len(splits.labels)), truth="tags")
 
 
+def fill_mask(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 texts, some longer than the model reads, and a tiny checkpoint that cannot fill gaps yet."""
+    rows = [text for text, _ in texts(52)] + [" ".join(text for text, _ in texts(9, seed=i)) for i in range(8)]
+    path = write_csv(folder / "rows.csv", [(row,) for row in rows], ["text"])
+    splits = load_documents(DocumentsConfig(path=str(path)), 0)
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    task = MaskedLanguageModelling(load_tokenizer(backbone), MaskConfig())
+    unsure = math.log(180)  # words in the vocabulary of the checkpoint
+    return Made(
+        task,
+        load_masked_language_model(backbone, 0)[0],
+        splits.train,
+        unsure,
+        truth=None,
+        said=lambda record: record["loss"] / record["masked"] / unsure,
+    )
+
+
+def text_regression(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 sentences with a number by what they name, and a tiny checkpoint."""
+    worth = {"fruit": -1.0, "tool": 0.25, "bird": 1.5}
+    rows = [(text, str(worth[label])) for text, label in texts(60)]
+    splits = load_numbers(DataConfig(path=str(write_csv(folder / "rows.csv", rows)), task="regression"), 0)
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    tokenizer = load_tokenizer(backbone)
+    headed = load_classifier(backbone, splits.labels, tokenizer, 0, TextRegression.problem_type)
+    task = TextRegression.of(tokenizer, splits)
+    start = task.mean if kind == "bert" else 0.0  # of a last layer without a bias
+    first_loss = float(np.mean((np.array(splits.train["label"][:24]) - start) ** 2)) / task.sd**2
+    said = {"said": lambda record: record["prediction"], "drawn": 0.25}
+    return Made(task, headed, splits.train, first_loss, **said)
+
+
+def text_generation(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 sentences that are each asked for the kind of thing that they name, and a tiny checkpoint."""
+    path = write_csv(folder / "rows.csv", texts(60), ("prompt", "completion"))
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    tokenizer = load_tokenizer(backbone)
+    splits = load_to_generate(GenerateDataConfig(path=str(path)), 0, Reader(tokenizer), tokenizer.model_max_length)
+    task = CausalLanguageModelling(Reader(tokenizer), splits.train.column_names, GenerateConfig())
+    headed = load_headless(backbone, "AutoModelForCausalLM", "CAUSAL_LM", 0)
+    tied = ("last", "lora") if kind == "gpt2" else ("head", "last", "lora")
+    return Made(
+        task, headed, splits.train, math.log(180), truth=None, strategies=tied,
+        said=lambda record: record["loss"] / record["tokens"],
+    )  # fmt: skip
+
+
+def multi_label_classification(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 texts of none to three labels and a tiny checkpoint."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in messages(60, longest=6)))
+    splits = load_label_sets(DataConfig(path=str(folder / "rows.jsonl"), task="multi"), 0)
+    backbone = BackboneConfig(name=str(checkpoint(kind)))
+    tokenizer = load_tokenizer(backbone)
+    headed = load_classifier(backbone, splits.labels, tokenizer, 0, MultiLabelClassification.problem_type)
+    task = MultiLabelClassification(tokenizer, splits.labels)
+    return Made(task, headed, splits.train, math.log(2), truth="labels")
+
+
+def sequence_to_sequence(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
+    """The task over 48 sentences of which the kind and the thing are to be written, and a tiny checkpoint."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(60)))
+    splits = load_parallel(ParallelDataConfig(path=str(folder / "rows.jsonl")), 0)
+    task = writer(checkpoint(kind), beams=2)
+    task.bound(task.counts(splits.train)[1])
+    headed = load_writer(BackboneConfig(name=str(checkpoint(kind))), 0)
+    first_loss, said = math.log(180), lambda record: record["loss"]
+    return Made(
+        task, headed, splits.train, first_loss, "target", 0.3, said, perfect=100.0, strategies=("last", "lora")
+    )
+
+
 TASKS = [pytest.param(text_classification, kind, id=f"text-classification-{kind}") for kind in KINDS]
 TASKS += [pytest.param(token_classification, kind, id=f"token-classification-{kind}") for kind in KINDS]
+TASKS += [pytest.param(fill_mask, kind, id=f"fill-mask-{kind}") for kind in ("bert", "roberta", "distilbert")]
+TASKS += [pytest.param(text_regression, kind, id=f"text-regression-{kind}") for kind in ("bert", "gpt2")]
+TASKS += [pytest.param(text_generation, kind, id=f"text-generation-{kind}") for kind in ("gpt2", "llama")]
+TASKS += [pytest.param(sequence_to_sequence, kind, id=f"sequence-to-sequence-{kind}") for kind in ("t5", "bart")]
+TASKS += [pytest.param(multi_label_classification, kind, id=f"multi-label-{kind}") for kind in ("bert", "gpt2")]
 TASKS += [
     pytest.param(image_classification, kind, id=f"image-classification-{kind}")
     for kind in ("test_efficientnet", "test_vit", "vit")
@@ -187,6 +275,8 @@ def test_what_is_frozen_stays(made, strategy):
             assert torch.equal(parameter, before[source]), name
         elif source in before:
             moved += not torch.equal(parameter, before[source])
+        elif "lora_B" in source:  # it starts as zero
+            moved += bool(parameter.any())
         seen.add(source)
     assert seen >= before.keys()
     assert frozen

@@ -275,7 +275,6 @@ def test_what_is_not_there_yet_is_refused_in_one_line(tmp_path, checkpoint, tagg
 @pytest.mark.parametrize(
     "words",
     [
-        ("evaluate", "RUN", "--data.path", "a.csv"),
         ("calibrate", "RUN", "--out", "OUT"),
         ("compare", "RUN", "COPY"),
         ("push", "RUN", "someone/name"),

@@ -30,7 +30,8 @@ class AdaptConfig:
     targets: list[str] | None = None
     """names of the layers that LoRA adapts, such as query,value; by default all linear layers of the blocks"""
     merge: bool = False
-    """save a LoRA run as a plain model, its update added to the weights, and the adapter beside it (pictures always)"""
+    """save a LoRA run as a plain model, its update added to the weights, and the adapter beside it (pictures and
+    backbones always)"""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
 
     Depth 0 is what feeds the blocks, 1 the first block, and one more than there are blocks what follows the last one.
     timm's models say so themselves (`group_matcher`); in others the blocks are the list of modules that holds most
-    parameters. Raises UserError where there is none.
+    parameters; of a network with an encoder and a decoder those of the decoder, which the encoder feeds. Raises
+    UserError where there is none.
     """
     names = [name for name, _ in model.named_parameters()]
     if hasattr(model, "group_matcher"):
@@ -135,6 +137,10 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
     from torch import nn
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    writes = _has_decoder(model)
+    if writes:  # the blocks of its decoder come last, also where the encoder has more of them
+        inside = {id(module) for module in model.get_decoder().modules()}
+        lists = [(name, module) for name, module in lists if id(module) in inside]
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of blocks; choose --adapt.strategy full or head")
     path, blocks = max(lists, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
@@ -146,8 +152,15 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
             depths[name], reached = int(name[len(path) + 1 :].partition(".")[0]) + 1, True
         else:
             feeds = not reached or (beside is not None and name.startswith(beside))
+            if writes:  # the decoder's last norm stands in it, and is named after no embedding
+                feeds = not reached or "embed" in name
             depths[name] = 0 if feeds else count + 1
     return path, count, depths
+
+
+def _has_decoder(model: nn.Module) -> bool:
+    """Whether the network reads one text with an encoder and writes another with a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
@@ -164,7 +177,7 @@ def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
 def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) -> tuple[list[str], list[str]]:
     """Names of the layers to adapt, outside the head, and of those that are skipped since PEFT cannot merge them.
 
-    By default all layers of the blocks are adapted.
+    By default all layers of the blocks are adapted, those of an encoder too.
     Raises UserError where a wanted name matches none, or one of those.
     """
     layers, grouped = _layers(model, head)
@@ -172,7 +185,7 @@ def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) ->
         _, count, depths = find_blocks(model)
 
         def in_blocks(names: list[str]) -> list[str]:
-            return [name for name in names if 1 <= depths[f"{name}.weight"] <= count]
+            return [name for name in names if 1 <= depths[f"{name}.weight"] <= count or _in_encoder(model, name)]
 
         return in_blocks(layers), in_blocks(grouped)
     unmatched = [w for w in wanted if not any(_ends_with(name, w) for name in layers)]
@@ -185,20 +198,27 @@ def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) ->
     return chosen, left
 
 
+def _in_encoder(model: nn.Module, name: str) -> bool:
+    """Whether a layer stands in a block of the encoder of a network that has a decoder, too: blocks have numbers."""
+    return _has_decoder(model) and bool(re.search(r"(^|\.)encoder\..*\.\d+\.", f"{name}."))
+
+
 def _layers(model: nn.Module, head: set[str]) -> tuple[list[str], list[str]]:
     """Names of the linear layers and convolutions outside the head: those that LoRA can adapt, and those it cannot.
 
     PEFT cannot merge into convolutions in groups, and would merge wrongly into kinds that change their weight before
-    they use it, such as weight standardisation.
+    they use it, such as weight standardisation. A layer that shares its weight with the embeddings is neither.
     """
     from timm.layers import Conv2dSame
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     found: tuple[list[str], list[str]] = ([], [])
+    own = {name for name, _ in model.named_parameters()} - head  # each weight by its first name alone
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d) and f"{name}.weight" not in head:
+        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d) and f"{name}.weight" in own:
             plain = type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, Conv1D, nn.Conv2d)
+            plain |= type(module).__name__ == "Linear4bit"  # of bitsandbytes, for QLoRA
             can = (plain or isinstance(module, Conv2dSame)) and getattr(module, "groups", 1) == 1
             found[not can].append(name)
     return found

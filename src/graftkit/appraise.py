@@ -1,14 +1,15 @@
 """How good is a model on rows that it did not choose?
 
-Scores any classifier, ours or not, into a run's folder of its own: tables, metrics and report as a run has them, and no
-model. Predicted in fp32 and in the batches of a run, so that a run's own test rows give its own table, byte for byte.
+Scores any classifier of texts, pictures or words, ours or not, into a run's folder of its own: tables, metrics and
+report as a run has them, and no model. Predicted in fp32 and in the batches of a run, so that a run's own test rows
+give its own table, byte for byte.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,12 +17,15 @@ import numpy as np
 from graftkit.calibrate import read_note
 from graftkit.config import NotNegativeInt
 from graftkit.data import DataConfig, ImageDataConfig, RowsToScore, load_test_pictures, load_test_texts
+from graftkit.data.columns import Columns
 from graftkit.data.sources import DEMO
+from graftkit.data.tagged_rows import TaggedDataConfig, load_test_tagged
 from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
 from graftkit.finish import score_by_name, write_tables
 from graftkit.images import ImageConfig
 from graftkit.report import ScoresConfig, metrics_text, write_report
+from graftkit.report.config import check_unused
 from graftkit.report.metric_modules import check_metrics
 from graftkit.report.tables import table_hashes
 from graftkit.run import Run, open_run
@@ -60,6 +64,14 @@ class RowsConfig:
     """column of the picture (by default the one that the run read, or the only one that holds pictures)"""
     label: str | None = None
     """column of the label (by default the one that the run read, or the only one named like a label)"""
+    words: str | None = None
+    """column of the words that are tagged; in CoNLL files its number from 1 (by default the one that the run read, or
+    the only one named like words; in CoNLL files the first)"""
+    tags: str | None = None
+    """column of their tags; in CoNLL files its number from 1 (by default the one that the run read, or the only one
+    named like tags; in CoNLL files the last)"""
+    format: Literal["auto", "table", "conll"] | None = None
+    """how files of words and tags are written: as tables or one word per line; by default as their names say"""
     bad_rows: Literal["error", "drop"] = "error"
     """what becomes of bad rows, and of those whose label the model does not have: an error, or they are dropped and
     counted"""
@@ -115,12 +127,14 @@ def appraise(config: Config) -> dict[str, Any]:
         raise UserError("which rows? Set --data.path to a file, a folder or a data set on the Hub")
     check_metrics(config.report.metrics)
     run = open_run("evaluate", config)
-    found = find_classifier(config.backbone.name, config.backbone.revision)
+    found = find_classifier(config.backbone.name, config.backbone.revision, tuple(READS))
     check_settings(found, config)
     check_metrics(config.report.metrics, found.labels)
 
     with run.phase("data"):
-        rows = load_rows(found, config.data, config.report.columns)
+        path = DEMO if config.data.path is None else config.data.path  # it does not count: see `reads_path`
+        data = replace(config.data, path=path)
+        rows = READS[found.task].load(data, found.labels, found.columns, config.report.columns)
 
     with run.phase("model"):
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
@@ -129,7 +143,7 @@ def appraise(config: Config) -> dict[str, Any]:
         task.headline = found.run.get("headline", task.headline)
         run.introduce(task, rows)
         describe(run, found, classifier, rows)
-        lengths = INPUTS[task.name](run, task, rows)
+        lengths = READS[task.name].measure(run, task, rows)
 
     with run.phase("evaluate"):
         records = predict_rows(run.accelerator, task, model, rows.test, lengths)
@@ -147,24 +161,17 @@ def appraise(config: Config) -> dict[str, Any]:
 
 def check_settings(found: Found, config: Config) -> None:
     """Raise UserError for a setting that does nothing for this model."""
-    set_for_texts = {f"--data.{name}": getattr(config.data, name) for name in ("text", "text_pair")}
-    set_for_pictures = {"--data.image": config.data.image, "--image.workers": config.image.workers}
-    reads, others = ("texts", set_for_pictures) if found.reads_texts else ("pictures", set_for_texts)
-    for flag, value in others.items():
-        if value is not None:
-            raise UserError(f"{flag} {value} does nothing: {found.name} reads {reads}; leave it out")
-
-
-def load_rows(found: Found, config: RowsConfig, extra: Sequence[str]) -> RowsToScore:
-    """The rows, checked against the model's labels; columns by default as in the run that made the model."""
-    usual = (found.run.get("data") or {}).get("columns") or {}
-    path = DEMO if config.path is None else config.path  # it does not count: see `reads_path`
-    common = {"path": path, "subset": config.subset, "test": config.test, "label": config.label}
-    common |= {"bad_rows": config.bad_rows}
-    if found.reads_texts:
-        columns = {"text": config.text, "text_pair": config.text_pair}
-        return load_test_texts(DataConfig(**common, **columns), found.labels, usual, extra)
-    return load_test_pictures(ImageDataConfig(**common, image=config.image), found.labels, usual, extra)
+    reads = READS[found.task]
+    for name in (name for other in READS.values() for name in other.columns):
+        value = getattr(config.data, name)
+        if value is not None and name not in reads.columns:
+            raise UserError(f"--data.{name} {value} does nothing: {found.name} reads {reads.what}; leave it out")
+    if config.image.workers is not None and found.reads_texts:
+        raise UserError(
+            f"--image.workers {config.image.workers} does nothing: {found.name} reads {reads.what}; leave it out"
+        )
+    if found.task == "token-classification":
+        check_unused(config.report, "words and their tags")
 
 
 def describe(run: Run, found: Found, classifier: Classifier, rows: RowsToScore) -> None:
@@ -190,7 +197,9 @@ def describe(run: Run, found: Found, classifier: Classifier, rows: RowsToScore) 
 def _measure_texts(run: Run, task: Any, rows: RowsToScore) -> np.ndarray:
     """Tokens that are read of each text, (rows,); says how many texts are cut."""
     longest, lengths = task.tokenizer.model_max_length, task.lengths(rows.test)
-    run.record["lengths"] = facts = describe_lengths(lengths, longest)
+    run.record["lengths"] = facts = describe_lengths(lengths, longest, cuts=task.cuts)
+    if not task.cuts:
+        return lengths
     if facts["truncated_rows"]:
         cut = f"{facts['truncated_rows']} rows ({facts['truncated_share']:.1%})"
         run.say(f"{cut} have more tokens than the {longest} that the model reads, and are cut")
@@ -205,8 +214,39 @@ def _describe_pictures(run: Run, task: Any, rows: RowsToScore) -> None:
     run.say(f"pictures: {height} x {width} pixels, {preprocessing.interpolation}")
 
 
-INPUTS: dict[str, Callable[[Run, Any, RowsToScore], np.ndarray | None]] = {
-    "text-classification": _measure_texts,
-    "image-classification": _describe_pictures,
+def _load_texts(config: RowsConfig, labels: list[str], usual: Columns, extra: Sequence[str]) -> RowsToScore:
+    columns = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
+    return load_test_texts(DataConfig(**_rows(config), **columns), labels, usual, extra)
+
+
+def _load_pictures(config: RowsConfig, labels: list[str], usual: Columns, extra: Sequence[str]) -> RowsToScore:
+    columns = {"image": config.image, "label": config.label}
+    return load_test_pictures(ImageDataConfig(**_rows(config), **columns), labels, usual, extra)
+
+
+def _load_words(config: RowsConfig, labels: list[str], usual: Columns, extra: Sequence[str]) -> RowsToScore:
+    columns = {"words": config.words, "tags": config.tags, "format": config.format or "auto"}
+    return load_test_tagged(TaggedDataConfig(**_rows(config), **columns), labels, usual, extra)
+
+
+def _rows(config: RowsConfig) -> dict[str, Any]:
+    """The settings that rows of all tasks have."""
+    return {name: getattr(config, name) for name in ("path", "subset", "test", "bad_rows")}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What models of a task read."""
+
+    what: str
+    columns: tuple[str, ...]  # the settings that say where it stands
+    load: Callable[[RowsConfig, list[str], Columns, Sequence[str]], RowsToScore]  # for a model with these labels
+    measure: Callable[[Run, Any, RowsToScore], np.ndarray | None]  # describes the rows; returns their lengths
+
+
+READS = {
+    "text-classification": Reads("texts", ("text", "text_pair", "label"), _load_texts, _measure_texts),
+    "image-classification": Reads("pictures", ("image", "label"), _load_pictures, _describe_pictures),
+    "token-classification": Reads("words", ("words", "tags", "format"), _load_words, _measure_texts),
 }
-"""For each task, what describes the rows as the model reads them, and returns their lengths."""
+"""For each task that is scored, what its models read."""

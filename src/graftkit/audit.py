@@ -284,7 +284,7 @@ def _load_texts(settings: Mapping[str, Any]) -> tuple[Splits, Callable[[Splits],
     backbone, seed = BackboneConfig(**settings["backbone"]), settings["run"]["seed"]
 
     def load(splits: Splits) -> Loaded:
-        tokenizer = load_tokenizer(backbone)
+        tokenizer = load_tokenizer(backbone, pairs=splits.pairs)
         task = TextClassification(tokenizer, splits.labels)
         tokens = {split: task.lengths(getattr(splits, split)) for split in MOST}
         lengths = {split: np.minimum(counts, tokenizer.model_max_length) for split, counts in tokens.items()}

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from graftkit.run import Run
 
 NOTE = "calibration"  # its name in the settings of a saved model
+THRESHOLDS = "thresholds"  # the probability from which on a text is given a label, by label
+ANSWERING = "question_answering"  # how a span is chosen, and when none is given
+NOTES = (NOTE, THRESHOLDS, ANSWERING)
 PROBED = 8  # rows on which it is seen that the logits were divided
 
 
@@ -134,13 +137,14 @@ def read_note(folder: Path) -> dict[str, Any] | None:
     return note if isinstance(note, dict) and note.keys() >= {"temperature", "alpha", "set_threshold"} else None
 
 
-def write_note(folder: Path, facts: dict[str, Any]) -> None:
-    """Put what is known of a saved model's probabilities into its settings: config.json, or an adapter's labels.json.
+def write_note(folder: Path, facts: dict[str, Any], name: str = NOTE) -> None:
+    """Put what was chosen on dev into a saved model's settings: config.json, or an adapter's labels.json.
 
-    What an earlier training left there goes.
+    What an earlier training left there goes, under any of the `NOTES`.
     """
     path = folder / (LABELS if (folder / ADAPTER).exists() else "config.json")
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop(NOTE, None)  # transformers would have it stand among the others
-    settings[NOTE] = facts
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # an adapter without labels
+    for known in NOTES:
+        settings.pop(known, None)  # transformers would have it stand among the others
+    settings[name] = facts
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

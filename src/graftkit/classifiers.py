@@ -1,17 +1,21 @@
-"""Which classifier lies in a folder, or on the Hub?
+"""Which model lies in a folder, or on the Hub, and for which task?
 
-Ours or not: a sequence classifier of transformers, a PEFT adapter of one, an image classifier of transformers or timm.
+Ours or not: a model of transformers with a head, a PEFT adapter of one, an image classifier of transformers or timm.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from graftkit.backbone import ON_THIS_MACHINE, explain, first_line
+from graftkit.calibrate import ANSWERING, THRESHOLDS
 from graftkit.download import ADAPTER_WEIGHTS, fetch
 from graftkit.errors import UserError
 from graftkit.export import ADAPTER, LABELS
@@ -19,45 +23,83 @@ from graftkit.image_backbone import ImageBackboneConfig, load_whole_timm
 from graftkit.images import ImageConfig, Preprocessing, reading_processes
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.tasks.text_classification import TextClassification
-from graftkit.text import position_limit
+from graftkit.tasks.token_classification import TokenClassification
+from graftkit.text import LONGEST, position_limit
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from graftkit.task import Task
 
 CONFIG = "config.json"
+CLASSIFIERS = ("text-classification", "image-classification")
+HEADS = {
+    "ForSequenceClassification": "text-classification",
+    "ForImageClassification": "image-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForConditionalGeneration": "text2text-generation",
+    "MarianMTModel": "text2text-generation",
+    "ForCausalLM": "text-generation",
+    "LMHead": "text-generation",
+    "ForMaskedLM": "fill-mask",
+}
+"""By what stands in the name of an architecture, the task that its head is for."""
+PEFT_TASKS = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "CAUSAL_LM": "text-generation",
+}
+"""The same, by the task_type of an adapter."""
+DOES = {
+    "token-classification": "tags words",
+    "text-regression": "gives texts a number",
+    "multi-label-classification": "gives texts any number of labels",
+    "question-answering": "answers questions",
+    "text2text-generation": "writes a text for each text",
+    "text-generation": "goes on with texts",
+    "fill-mask": "fills in words that are masked",
+}
+"""What a model of a task does, where it does not choose a label, as messages say it."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """A classifier by its files, of which only small ones are read yet, and no library is loaded."""
+    """A model by its files, of which only small ones are read yet, and no library is loaded."""
 
     name: str  # as the user named it
     revision: str | None
     folder: Path
     commit: str | None  # of the Hub; None for a folder
-    kind: str  # one of TEXTS or PICTURES
+    task: str  # that its head is for
+    kind: str  # of its files: "transformers", "adapter" or "timm"
     settings: dict[str, Any]  # its config.json, or adapter_config.json
     run: dict[str, Any]  # the record of the run that made it, where that lies beside it
 
     @property
     def reads_texts(self) -> bool:
-        """Whether its rows are texts, and not pictures."""
-        return self.kind in TEXTS
+        """Whether its rows are made of texts, and not pictures."""
+        return self.task != "image-classification"
 
     @property
     def columns(self) -> dict[str, str | None]:
         """What its run read, by role; empty where that is not known."""
         return (self.run.get("data") or {}).get("columns") or {}
 
+    @property
+    def prefix(self) -> str:
+        """What its run put before each text."""
+        return (self.run.get("data") or {}).get("prefix") or ""
+
 
 @dataclass(frozen=True)
 class Found(Located):
-    """A classifier by its settings; its weights are not read yet."""
+    """A model by its settings; its weights are not read yet."""
 
-    labels: list[str]  # the model's own, in its order
+    labels: list[str]  # the model's own, in its order; none where its task has none
 
 
 @dataclass(frozen=True)
@@ -69,12 +111,20 @@ class Classifier:
     architecture: str  # the class of the model, without PEFT around it
 
 
-def find_classifier(name: str, revision: str | None = None) -> Found:
-    """A classifier by the folder of a run or of a model, or by its Hub id; of the latter only settings are fetched.
+def find_classifier(name: str, revision: str | None = None, tasks: Sequence[str] = CLASSIFIERS) -> Found:
+    """A model of one of `tasks` by the folder of a run or of a model, or by its Hub id.
 
-    Raises UserError where there is none, or where it does not name its labels.
+    Of the latter only settings are fetched. Raises UserError where there is none, or where it does not name its labels.
     """
-    return read_labels(locate(name, revision))
+    located = locate(name, revision)
+    if located.task in tasks:
+        return read_labels(located)
+    if located.run:
+        does = DOES[located.task]
+        raise UserError(f"{name} {does}, which this command cannot do yet; its run.json has lines that load it")
+    if located.task in LABELLED:
+        raise UserError(f"{name}: this model does not choose one of several labels for a text")
+    raise _no_classifier(name, located.settings)
 
 
 def locate(name: str, revision: str | None = None) -> Located:
@@ -99,14 +149,16 @@ def locate(name: str, revision: str | None = None) -> Located:
     settings = _read(name, file)
     record = file.parent.parent / "run.json"
     run = _read(name, record) if file.parent.name == "model" and record.exists() else {}
-    return Located(name, revision, file.parent, commit, _kind(name, file, settings), settings, run)
+    kind, task = _kind(name, file, settings)
+    return Located(name, revision, file.parent, commit, run.get("task") or task, kind, settings, run)
 
 
 def read_labels(located: Located) -> Found:
     """The second half of `find_classifier`: transformers reads what it wrote, which takes seconds to import."""
-    read = LABELS_OF[located.kind]
-    labels = [str(label) for label in read(located.name, located.folder, located.settings)]
-    _check_labels(located.name, labels)
+    if located.task not in LABELLED:
+        return Found(**vars(located), labels=[])
+    labels = [str(label) for label in LABELS_OF[located.kind](located)]
+    _check_labels(located, labels)
     return Found(**vars(located), labels=labels)
 
 
@@ -118,8 +170,9 @@ def load_classifier(found: Found, image: ImageConfig, processes: int = 1) -> Cla
     if found.commit is not None and found.kind != "timm":
         fetch(found.name, found.revision, flag="")
     if found.reads_texts:
-        model, tokenizer = TEXTS[found.kind](found)
-        task = TextClassification(_ready(found, tokenizer, model), found.labels)
+        made = TEXTS[found.task]
+        model, tokenizer = LOADERS[found.kind](found, made.auto_class)
+        task = made.task(found, _ready(found, tokenizer, model), model)
     else:
         model, preprocessing = PICTURES[found.kind](found, image)
         task = ImageClassification(preprocessing, found.labels, [], reading_processes(image, processes))
@@ -140,69 +193,90 @@ def _read(name: str, file: Path) -> dict[str, Any]:
     return settings
 
 
-def _kind(name: str, file: Path, settings: dict[str, Any]) -> str:
+def read_note(located: Located, name: str) -> Any:
+    """What was chosen on dev, and stands under this name in the settings of a model; None where there is nothing."""
+    place = located.folder / (LABELS if located.kind == "adapter" else CONFIG)
+    return _read(located.name, place).get(name) if place.exists() else None
+
+
+def _kind(name: str, file: Path, settings: dict[str, Any]) -> tuple[str, str]:
+    """Whose files these are, and the task that the head is for."""
     if file.name == ADAPTER:
-        if settings.get("task_type") == "TOKEN_CLS":
-            raise UserError(f"{name} tags words, which this command cannot do yet; its run.json has lines that load it")
-        if settings.get("task_type") != "SEQ_CLS":
-            raise UserError(f"{name} is an adapter, but of no text classifier (task_type {settings.get('task_type')})")
-        return "adapter"
+        if (task := PEFT_TASKS.get(settings.get("task_type"))) is None:
+            raise _no_classifier(name, settings)
+        beside = [place for place in (file.parent / LABELS, file.parent / CONFIG) if place.exists()]
+        return "adapter", _of_outputs(_read(name, beside[0])) if task == CLASSIFIERS[0] and beside else task
     if "architecture" in settings:
-        return "timm"
-    architectures = settings.get("architectures") or []
-    for architecture in architectures:
-        if architecture.endswith("ForSequenceClassification"):
-            return "text"
-        if "ForImageClassification" in architecture:
-            return "pictures"
-    if any(architecture.endswith("ForTokenClassification") for architecture in architectures):
-        raise UserError(f"{name} tags words, which this command cannot do yet; its run.json has lines that load it")
-    said = ", ".join(architectures) or "its config.json names no architecture"
-    raise UserError(f"{name} classifies neither texts nor pictures ({said}); name a model with a classification head")
+        return "timm", "image-classification"
+    for architecture in settings.get("architectures") or []:
+        task = next((task for head, task in HEADS.items() if head in architecture), None)
+        if task is not None:
+            return "transformers", _of_outputs(settings) if task == CLASSIFIERS[0] else task
+    raise _no_classifier(name, settings)
 
 
-def _labels_of_transformers(name: str, folder: Path, settings: dict[str, Any]) -> list[str]:
+def _of_outputs(settings: dict[str, Any]) -> str:
+    """What the outputs of a sequence classifier are, by its config.json or labels.json."""
+    problem, labels = settings.get("problem_type"), settings.get("labels", settings.get("id2label"))
+    if problem == "multi_label_classification" or THRESHOLDS in settings:
+        return "multi-label-classification"
+    alone = (labels is not None and len(labels) == 1) or settings.get("num_labels") == 1
+    return "text-regression" if problem == "regression" or (problem is None and alone) else "text-classification"
+
+
+def _no_classifier(name: str, settings: dict[str, Any]) -> UserError:
+    if "peft_type" in settings:
+        return UserError(f"{name} is an adapter, but of no text classifier (task_type {settings.get('task_type')})")
+    said = ", ".join(settings.get("architectures") or []) or f"no architecture in its {CONFIG}"
+    return UserError(f"{name} classifies neither texts nor pictures ({said}); name a model with a classification head")
+
+
+def _labels_of_transformers(located: Located) -> list[str]:
+    return _labels_in(located.name, located.folder)
+
+
+def _labels_in(name: str, folder: Path) -> list[str]:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: {explain(error, folder)}") from error
-    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
-        raise UserError(f"{name}: this model does not choose one of several labels")
     if sorted(config.id2label) != list(range(config.num_labels)):
         raise UserError(f"{name}: the labels in its config.json (id2label) are not numbered from 0")
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def _labels_of_adapter(name: str, folder: Path, settings: dict[str, Any]) -> list[str]:
+def _labels_of_adapter(located: Located) -> list[str]:
     """What graftkit wrote beside it, or else what a config.json beside it says, or that of its base."""
+    name, folder = located.name, located.folder
     if (folder / LABELS).exists():
         return _read(name, folder / LABELS).get("labels") or []
-    place = folder if (folder / CONFIG).exists() else _base_of(name, settings, weights=False)
-    return _labels_of_transformers(name, place, settings)
+    return _labels_in(name, folder if (folder / CONFIG).exists() else _base_of(name, located.settings, weights=False))
 
 
-def _labels_of_timm(name: str, folder: Path, settings: dict[str, Any]) -> list[str]:
-    facts = settings.get("pretrained_cfg") or {}
-    names = settings.get("label_names") or facts.get("label_names")
+def _labels_of_timm(located: Located) -> list[str]:
+    facts = located.settings.get("pretrained_cfg") or {}
+    names = located.settings.get("label_names") or facts.get("label_names")
     if not isinstance(names, list):
         raise UserError(
-            f"{name} does not name its labels; take one that does, or add label_names, a list, to its config.json"
+            f"{located.name} does not name its labels; take one that does, or add label_names, a list, to its "
+            "config.json"
         )
     return names
 
 
-LABELS_OF = {
-    "text": _labels_of_transformers,
-    "pictures": _labels_of_transformers,
-    "adapter": _labels_of_adapter,
-    "timm": _labels_of_timm,
-}
+LABELLED = (*CLASSIFIERS, "token-classification", "multi-label-classification", "text-regression")
+"""The tasks whose head has an output with a name for each label; a number goes by one name."""
+LABELS_OF = {"transformers": _labels_of_transformers, "adapter": _labels_of_adapter, "timm": _labels_of_timm}
 
 
-def _check_labels(name: str, labels: list[str]) -> None:
-    if len(labels) < 2:
+def _check_labels(located: Located, labels: list[str]) -> None:
+    name = located.name
+    if located.task == "text-regression":
+        if len(labels) != 1:
+            raise UserError(f"{name}: this model gives {len(labels)} numbers at once; take one that gives a single one")
+    elif len(labels) < (1 if located.task == "multi-label-classification" else 2):
         raise UserError(f"{name}: this model does not choose one of several labels")
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -235,13 +309,13 @@ def _refuse_chance(name: str, lacking: set[str]) -> None:
         )
 
 
-def _load_text(found: Found) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    model, lacking = _from_transformers(found.name, found.folder, TextClassification.auto_class)
+def _load_text(found: Found, auto_class: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    model, lacking = _from_transformers(found.name, found.folder, auto_class)
     _refuse_chance(found.name, lacking)
     return model, _tokenizer(found, found.folder)
 
 
-def _load_adapter(found: Found) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def _load_adapter(found: Found, auto_class: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """An adapter on its base, which is loaded as transformers does, and from safetensors alone."""
     from safetensors import SafetensorError, safe_open
 
@@ -255,9 +329,8 @@ def _load_adapter(found: Found) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         raise UserError(f"{found.name} cannot be loaded: {ADAPTER_WEIGHTS}: {first_line(error)}") from error
     base, names = _base_of(found.name, found.settings), dict(enumerate(found.labels))
     named = {"num_labels": len(names), "id2label": names, "label2id": {label: i for i, label in names.items()}}
-    model, lacking = _from_transformers(
-        found.name, base, TextClassification.auto_class, ignore_mismatched_sizes=True, **named
-    )
+    how = named if names else {}
+    model, lacking = _from_transformers(found.name, base, auto_class, ignore_mismatched_sizes=True, **how)
     _refuse_chance(found.name, {name for name in lacking if f"base_model.model.{name}" not in held})
     tokenizer = _tokenizer(found, found.folder if (found.folder / "tokenizer_config.json").exists() else base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # the adapter brings the new rows
@@ -328,7 +401,113 @@ def _load_timm(found: Found, image: ImageConfig) -> tuple[nn.Module, Preprocessi
     return model, Preprocessing.for_timm(model, image)
 
 
-TEXTS = {"text": _load_text, "adapter": _load_adapter}
-"""For each kind, what loads a model and its tokenizer."""
-PICTURES = {"pictures": _load_pictures, "timm": _load_timm}
-"""For each kind, what loads a model and the preprocessing of its pictures."""
+LOADERS = {"transformers": _load_text, "adapter": _load_adapter}
+"""For each kind of files, what loads a model of texts and its tokenizer."""
+PICTURES = {"transformers": _load_pictures, "timm": _load_timm}
+"""For each kind of files, what loads a model and the preprocessing of its pictures."""
+
+
+# the task that asks it
+
+
+def _tag_words(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    if not tokenizer.is_fast:
+        raise UserError(f"{found.name}: its tokenizer has no fast version (tokenizer.json), so words have no places")
+    return TokenClassification(tokenizer, found.labels)
+
+
+def _give_number(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    from graftkit.tasks.text_regression import TextRegression
+
+    return TextRegression(tokenizer, found.labels[0], mean=0.0, sd=1.0, folded=True)
+
+
+def _give_labels(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    from graftkit.tasks.multi_label_classification import MultiLabelClassification
+
+    task = MultiLabelClassification(tokenizer, found.labels)
+    chosen = read_note(found, THRESHOLDS) or {}  # without any, each is 0.5
+    task.thresholds = np.array(
+        [chosen.get(label, half) for label, half in zip(found.labels, task.thresholds, strict=True)]
+    )
+    return task
+
+
+def _answer_questions(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    from graftkit.tasks.question_answering import AnswerConfig, QuestionAnswering
+
+    chosen = read_note(found, ANSWERING) or {}  # without any, some span is always given
+    threshold = chosen.get("threshold")
+    return QuestionAnswering(
+        tokenizer,
+        no_answer=threshold is not None,
+        max_tokens=chosen.get("max_tokens", AnswerConfig.max_tokens),
+        threshold=threshold or 0.0,
+    )
+
+
+def _write_texts(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    from graftkit.tasks.sequence_to_sequence import GenerateConfig, SequenceToSequence, TargetConfig
+
+    settings = _generation(found, model)
+    how = GenerateConfig(settings.num_beams or 1, settings.max_new_tokens, settings.max_time)
+    return SequenceToSequence(tokenizer, found.prefix, TargetConfig(), how)
+
+
+def _go_on(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    from graftkit.data.turns import Reader
+    from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
+
+    return CausalLanguageModelling(Reader(tokenizer), [], Saved(_generation(found, model)))
+
+
+def _generation(found: Found, model: nn.Module) -> GenerationConfig:
+    """How a model writes, as its folder says it; bounded, where that says nothing of a length."""
+    from transformers import GenerationConfig
+
+    plain = model.get_base_model() if found.kind == "adapter" else model
+    if (found.folder / "generation_config.json").exists():
+        plain.generation_config = GenerationConfig.from_pretrained(found.folder)
+    settings = plain.generation_config
+    if settings.max_new_tokens is None:
+        settings.max_new_tokens = min(settings.max_length or LONGEST, position_limit(plain.config))
+    settings.max_length = None
+    return settings
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a saved model draws texts, in place of what a recipe is told of that."""
+
+    config: GenerationConfig
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that are drawn at most."""
+        return self.config.max_new_tokens
+
+    def settings(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+        """All of it."""
+        return self.config
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a task of texts is made of."""
+
+    auto_class: str  # of transformers, that loads its model
+    task: Callable[[Found, PreTrainedTokenizerBase, nn.Module], Task]
+
+
+TEXTS = {
+    "text-classification": Made(
+        TextClassification.auto_class, lambda found, tokenizer, model: TextClassification(tokenizer, found.labels)
+    ),
+    "token-classification": Made(TokenClassification.auto_class, _tag_words),
+    "text-regression": Made(TextClassification.auto_class, _give_number),
+    "multi-label-classification": Made(TextClassification.auto_class, _give_labels),
+    "question-answering": Made("AutoModelForQuestionAnswering", _answer_questions),
+    "text2text-generation": Made("AutoModelForSeq2SeqLM", _write_texts),
+    "text-generation": Made("AutoModelForCausalLM", _go_on),
+}
+"""For each task of texts, how a model of it is loaded and asked."""

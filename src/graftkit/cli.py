@@ -14,16 +14,32 @@ from typing import NoReturn
 from graftkit import __version__
 from graftkit.errors import UserError
 
-FORMATS = ("csv", "tsv", "jsonl", "txt")  # those of data.stream, which takes half a second to import
+FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet", "conll")  # those of data.stream, which is slow to import
+COLUMNS = {
+    "text": "text, by default the run's, else the one named like a text",
+    "text_pair": "second text, by default the run's",
+    "words": "words, by default the run's, else the one named like words; in conll its number",
+    "source": "text of which another is written, by default the run's, else the one named like one",
+    "prompt": "prompt to answer, by default the run's, else the one named prompt",
+    "messages": "messages to answer, by default the run's, else the one named messages",
+    "question": "question, by default the run's, else the one named like one",
+    "context": "text that holds the answer, by default the run's, else the one named like one",
+    "image": "picture, by default the run's, else the one named like one",
+}
+"""The columns that a user may name, by their roles in data.stream."""
 PREDICT = """\
-Say which label each row of a file has, and how likely each label is.
+Say of each row of a file what a model says of it: which label it has, and how likely each is; the tags of its words.
 
     graft predict runs/reviews new.csv --output answers.csv
     tail -f messages.log | graft predict runs/reviews -
     graft predict runs/flowers photos
+    graft predict runs/names articles.conll
 
 One answer per row, in order: a line of JSON, or of csv where --output ends so. At most 1,024 rows are read at a time,
 and no more than a pipe has ready: a slow writer is answered line by line. A bad row ends it, after earlier answers.
+
+A model that tags words reads lists of words, or texts, which are split at blanks; or files with a word in each line
+(conll), which come back with the tag as a last column.
 
 For a model of pictures, FILE is a picture, a folder (with all that lie in and below it), or a table that names a file
 in each row: seen from the table's folder, in txt and standard input from the working folder. An answer says its file.
@@ -34,8 +50,8 @@ Score a model on rows of your own: tables, metrics and a report, in a run's fold
     graft evaluate runs/reviews --data.path new.csv
     graft evaluate organisation/model --data.path reviews --data.test test --data.label stars
 
-MODEL is the folder of a run or of a model, or a Hub id: any classifier of texts or pictures whose config names its
-labels, of transformers, PEFT or timm. The labels in the data must be written as the model has them."""
+MODEL is the folder of a run or of a model, or a Hub id: any classifier of texts, pictures or words whose config names
+its labels, of transformers, PEFT or timm. The labels in the data must be written as the model has them."""
 PUSH = """\
 Check the model of a run in a process without graftkit, and push it with its card and report, in one commit.
 
@@ -135,11 +151,11 @@ def predict(words: Sequence[str]) -> None:
     parser = _parser("predict", PREDICT)
     add = parser.add_argument
     add("model", metavar="RUN_OR_MODEL", help="folder of a run or of a model, or a Hub id")
-    add("file", metavar="FILE", help="csv, tsv, jsonl or txt (one row a line); - is standard input; or pictures")
+    files = "csv, tsv, jsonl, parquet, txt (one row a line) or conll; - is standard input; or pictures"
+    add("file", metavar="FILE", help=files)
     add("--format", choices=FORMATS, help="of FILE, by default as its name ends; of standard input, txt")
-    add("--text", metavar="COLUMN", help="column of the text, by default the run's, else the one named like a text")
-    add("--text_pair", metavar="COLUMN", help="column of the second text, by default the run's")
-    add("--image", metavar="COLUMN", help="column of the picture, by default the run's, else the one named like one")
+    for role, what in COLUMNS.items():
+        add(f"--{role}", metavar="COLUMN", help=f"column of the {what}")
     add("--output", metavar="FILE", help="csv or jsonl file to write, by default jsonl to standard output")
     arguments = parser.parse_args(words)
     from graftkit.predict import predict as predict_file
@@ -286,7 +302,7 @@ def _parser(command: str, description: str) -> Parser:
 
 
 COMMANDS = {
-    "predict": (predict, "label the texts of a file or a pipe, or pictures"),
+    "predict": (predict, "answer for the rows of a file or a pipe, or for pictures"),
     "evaluate": (evaluate, "score a model on rows of your own"),
     "push": (push, "check a run's model, and share it on the Hub"),
     "pull": (pull, "bring a pushed run back"),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 UNUSED = (".original_module.", ".token_adapter.base_layer.")  # what PEFT keeps beside the trained copy
 ADAPTER, LABELS = "adapter_config.json", "labels.json"
 LABELLED = ("AutoModelForSequenceClassification", "AutoModelForTokenClassification")  # whose head depends on them
+UNLABELLED = {"AutoModelForQuestionAnswering": {"num_labels": 2}}  # start and end, whatever an adapter's base has
 HUB_ID = "NAMESPACE/NAME"  # of a repository, in what a run keeps for the day that it has one
 
 
@@ -24,16 +26,26 @@ def is_adapter(model: nn.Module) -> bool:
 
 
 def save_model(
-    folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, labels: list[str] | None = None
+    folder: Path,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: list[str] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a model folder for plain transformers, or for plain PEFT where the model is an adapter.
 
     Safetensors, the tokenizer, and for an adapter `labels.json` with what PEFT does not store, where there are labels.
+    `beside` are weights of the backbone, by their names in it, that this class lacks and the headless one has.
     """
-    model.save_pretrained(folder)
+    if beside:
+        others = {f"{model.base_model_prefix}.{name}": value for name, value in beside.items()}
+        model.save_pretrained(folder, state_dict=model.state_dict() | others)
+    else:
+        model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's, of blanks to fill in
-    tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json would keep the last call's
-    tokenizer.backend_tokenizer.no_padding()
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()  # tokenizer.json would keep the last call's
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     if (folder / ADAPTER).exists() and labels is not None:
         settings = {"labels": labels, "pad_token_id": tokenizer.pad_token_id}
@@ -55,7 +67,7 @@ def load_saved(folder: Path, auto_class: str) -> nn.Module:
         import peft  # takes a second, which a plain model need not wait for
 
         auto = getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel"))
-        settings = adapter_settings(folder) if auto_class in LABELLED else {}
+        settings = adapter_settings(folder) if auto_class in LABELLED else dict(UNLABELLED.get(auto_class, {}))
         padding = settings.pop("pad_token_id", None)
         model = auto.from_pretrained(
             folder, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **settings
@@ -92,6 +104,8 @@ def check_saved(trained: nn.Module, saved: nn.Module) -> None:
         {name: value for name, value in model.state_dict().items() if not any(part in name for part in UNUSED)}
         for model in (trained, saved)
     )
+    if getattr(trained, "is_quantized", False):  # whoever loads the adapter has its base in full
+        ours, theirs = ({name: one[name] for name in one if ".lora_" in name} for one in (ours, theirs))
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs or not torch.equal(ours[name].cpu(), theirs[name].cpu()):
             raise RuntimeError(f"the saved model is not the trained one: {name} differs")
@@ -106,15 +120,25 @@ def merge_saved(source: Path, place: Path) -> None:
     save_model(place, model, AutoTokenizer.from_pretrained(source), labels)
 
 
-def snippet(folder: Path, hub_id: str | None = None) -> str:
-    """The lines of Python that load a saved model, or the same from the Hub, and classify a text."""
-    if not (folder / ADAPTER).exists():
-        return PLAIN_SNIPPET.format(folder=hub_id or str(folder))
-    if hub_id is None:
-        return ADAPTER_SNIPPET.format(first="import json", folder=repr(str(folder)))
-    first = "import json\n\nfrom huggingface_hub import snapshot_download"
-    return ADAPTER_SNIPPET.format(first=first, folder=f"snapshot_download({hub_id!r})")
+def snippet(
+    folder: Path, hub_id: str | None = None, ask: tuple[str, str] | None = None, *, pairs: bool = False
+) -> str:
+    """The lines of Python that load a saved model, or the same from the Hub, and classify a text, or one of `pairs`.
 
+    `ask` are the lines of a task whose answer is no choice of one label: all of them for a plain model, and for an
+    adapter those that follow once it has `inputs`.
+    """
+    plain, told = ask or (PLAIN_SNIPPET, ADAPTER_TOLD)
+    if not (folder / ADAPTER).exists():
+        return plain.replace(TEXT, TEXT_AND_PAIR if pairs else TEXT).format(folder=hub_id or str(folder))
+    whole = ADAPTER_SNIPPET.replace(TEXT, f'{TEXT}, ["its pair"]' if pairs else TEXT) + told
+    if hub_id is None:
+        return whole.format(first="import json", folder=repr(str(folder)))
+    first = "import json\n\nfrom huggingface_hub import snapshot_download"
+    return whole.format(first=first, folder=f"snapshot_download({hub_id!r})")
+
+
+TEXT, TEXT_AND_PAIR = '["a text"]', '[{{"text": "a text", "text_pair": "its pair"}}]'
 
 PLAIN_SNIPPET = """\
 from transformers import pipeline
@@ -137,5 +161,8 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(
 model.config.pad_token_id = saved["pad_token_id"]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer(["a text"], truncation=True, padding=True, return_tensors="pt")
+"""
+
+ADAPTER_TOLD = """\
 for row in model(**inputs).logits.softmax(-1).tolist():
     print({{labels[i]: probability for i, probability in enumerate(row)}})"""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit.calibrate import calibrate, write_note
+from graftkit.calibrate import PROBED, calibrate, write_note
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
 from graftkit.explain import explain_test
@@ -31,7 +31,7 @@ from graftkit.report.tables import (
     write_rows,
 )
 from graftkit.run import Run
-from graftkit.task import Baseline, Lengths, Record, Row, Task
+from graftkit.task import Baseline, Folding, Lengths, Record, Row, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,11 +94,17 @@ def finish(
 def settle(
     run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: RowsReportConfig
 ) -> None:
-    """Choose on dev what turns the model's numbers into answers: a temperature, or the task's own thresholds."""
+    """Bring the model's numbers into the form of its answers: by a unit, a temperature, or the task's own thresholds.
+
+    The latter two are chosen on dev.
+    """
     run.record["calibration"] = NOT_CALIBRATED
     if task.calibrates:
         how = {"wanted": settings.calibrate, "alpha": settings.alpha}
         run.record["calibration"] = calibrate(run, task, model, splits.dev, lengths["dev"], **how)
+    if isinstance(task, Folding):
+        few = task.collate([task.encode(splits.dev[place], None) for place in range(min(PROBED, len(splits.dev)))])
+        task.fold(model, few.to(run.accelerator.device))
     if task.decides:
         run.record["decision"] = task.decide(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))
 

@@ -10,7 +10,7 @@ from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, load_model, resol
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -24,9 +24,19 @@ class Headed:
     peft_task: str | None = None  # what PEFT calls the task, where it has a class that loads such an adapter
 
 
-def load_classifier(config: BackboneConfig, labels: list[str], tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:
-    """A text checkpoint with a classification head for `labels`, and a row in its embedding for every token."""
-    return _load_for_texts(config, "AutoModelForSequenceClassification", "SEQ_CLS", labels, tokenizer, seed)
+def load_classifier(
+    config: BackboneConfig,
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    problem_type: str = "single_label_classification",
+) -> Headed:
+    """A text checkpoint with a classification head for `labels`, and a row in its embedding for every token.
+
+    `problem_type` is what the config of transformers says that the outputs are.
+    """
+    auto_class, settings = "AutoModelForSequenceClassification", {"problem_type": problem_type}
+    return _load_for_texts(config, auto_class, "SEQ_CLS", labels, tokenizer, seed, **settings)
 
 
 def load_token_classifier(
@@ -36,7 +46,7 @@ def load_token_classifier(
     return _load_for_texts(config, "AutoModelForTokenClassification", "TOKEN_CLS", labels, tokenizer, seed)
 
 
-def load_headless(config: BackboneConfig, auto_class: str, peft_task: str, seed: int, **settings: Any) -> Headed:
+def load_headless(config: BackboneConfig, auto_class: str, peft_task: str | None, seed: int, **settings: Any) -> Headed:
     """A text checkpoint of an Auto class of transformers that knows no labels; `settings` go into its config.
 
     Its head is what the checkpoint lacks: nothing, where it brings all, as a language model does.
@@ -50,6 +60,32 @@ def load_headless(config: BackboneConfig, auto_class: str, peft_task: str, seed:
     return Headed(model, new & outside, peft_task=peft_task)
 
 
+def load_masked_language_model(config: BackboneConfig, seed: int) -> tuple[Headed, dict[str, Tensor]]:
+    """A BERT-style checkpoint that fills gaps, with a new head where it brings none; and what else its backbone holds.
+
+    That is what the headless class has and the one with this head drops, the pooler, by its name in the headless class:
+    other recipes want it back. Nothing where the checkpoint lacks it. UserError for a checkpoint of another kind.
+    """
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+
+    kind = AutoConfig.from_pretrained(resolve(config.name, config.revision), **ON_THIS_MACHINE)
+    if type(kind) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(
+            f"--backbone.name {config.name}: a checkpoint of {kind.model_type} fills no gaps; name a BERT-style one, "
+            "or train a GPT-style one on texts by recipes/generate.py"
+        )
+    headed = load_headless(config, "AutoModelForMaskedLM", None, seed)
+    whole, new = load_model(config, "AutoModel")
+    held = headed.model.base_model.state_dict()
+    return headed, {name: value for name, value in whole.state_dict().items() if name not in held and name not in new}
+
+
+def load_answerer(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:
+    """A text checkpoint with a head of two outputs for each token, as the start and as the end of an answer."""
+    headed = load_headless(config, "AutoModelForQuestionAnswering", "QUESTION_ANS", seed, num_labels=2)
+    return replace(headed, new_tokens=_add_rows(headed.model, tokenizer))
+
+
 def _load_for_texts(
     config: BackboneConfig,
     auto_class: str,
@@ -57,23 +93,29 @@ def _load_for_texts(
     labels: list[str],
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
+    **settings: Any,
 ) -> Headed:
     import torch
 
     torch.manual_seed(seed)
-    headed = with_classifier(config, auto_class, labels)
-    model = headed.model
+    headed = with_classifier(config, auto_class, labels, **settings)
+    return replace(headed, new_tokens=_add_rows(headed.model, tokenizer), peft_task=peft_task)
+
+
+def _add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Give the embedding a row for each token of the tokenizer; returns the new ones."""
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id  # not before: it may be the new row
-    return replace(headed, new_tokens=list(range(rows, len(tokenizer))), peft_task=peft_task)
+    return list(range(rows, len(tokenizer)))
 
 
 def with_classifier(config: BackboneConfig, auto_class: str, labels: list[str], **settings: Any) -> Headed:
     """A checkpoint of transformers with a classification head for `labels`; `settings` go into its config.
 
-    A head that the checkpoint brings is kept only if its labels are these, in this order; else it starts anew.
+    A head that the checkpoint brings is kept only if its labels are these, in this order; else it starts anew, as one
+    that tells a number always does: in which unit, nobody knows.
     """
     model, new = load_model(
         config,
@@ -81,12 +123,12 @@ def with_classifier(config: BackboneConfig, auto_class: str, labels: list[str], 
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
-        problem_type="single_label_classification",
-        **settings,
+        **({"problem_type": "single_label_classification"} | settings),
     )
     outside = _outside_backbone(model)
     _check_fit(config, model, new - outside)
-    if outside - new and _source_labels(config) != labels:
+    other = settings.get("problem_type") == "regression" or _source_labels(config) != labels
+    if outside - new and other:
         _start_anew(model, outside - new)
     return Headed(model, outside | new)
 

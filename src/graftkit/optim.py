@@ -25,6 +25,7 @@ def make_optimizer(model: nn.Module, head: set[str], lr: float, head_lr: float, 
             "params": [parameter for _, parameter in members],
             "names": [name for name, _ in members],
             "peak_lr": head_lr if in_head else lr,
+            "in_head": in_head,
             "weight_decay": weight_decay if decays else 0.0,
         }
         for (in_head, decays), members in groups.items()
@@ -32,13 +33,27 @@ def make_optimizer(model: nn.Module, head: set[str], lr: float, head_lr: float, 
     return torch.optim.AdamW(settings, lr=lr, fused=True)
 
 
-def set_lr(optimizer: Optimizer, update: int, updates: int, warmup: float) -> float:
+def set_lr(optimizer: Optimizer, update: int, updates: int, warmup: float, head_alone: int = 0) -> float:
     """Set the rates for an update (counted from 0): linear warm-up, then linear decay to 0. Returns their factor.
 
-    A function of the update alone, so that there is no schedule to save, to resume or to step too often.
+    In the first `head_alone` updates only the head has a rate; then the rest begins, with a warm-up of its own, whose
+    factor is returned. A function of the update alone, so that there is no schedule to save, to resume or to step too
+    often.
     """
-    rising = round(updates * warmup)
-    factor = (update + 1) / (rising + 1) if update < rising else (updates - update) / max(1, updates - rising)
+    rest = 0.0 if update < head_alone else _factor(update - head_alone, updates - head_alone, warmup)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-    return factor
+        group["lr"] = group["peak_lr"] * (_factor(update, updates, warmup) if group["in_head"] else rest)
+    return rest
+
+
+def _factor(update: int, updates: int, warmup: float) -> float:
+    rising = round(updates * warmup)
+    return (update + 1) / (rising + 1) if update < rising else (updates - update) / max(1, updates - rising)
+
+
+def leave_to_head(optimizer: Optimizer) -> None:
+    """Drop the gradients of all but the head: AdamW then neither steps them nor learns how large they usually are."""
+    for group in optimizer.param_groups:
+        if not group["in_head"]:
+            for parameter in group["params"]:
+                parameter.grad = None

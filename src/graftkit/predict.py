@@ -1,6 +1,6 @@
-"""Which label has each of these rows?
+"""What does a model say of each of these rows?
 
-Any classifier that `graft evaluate` can score is asked, in fp32, as a run asks it for its tables.
+Any model that `answering` knows how to ask, ours or not, is asked in fp32, as a run asks it for its tables.
 """
 
 from __future__ import annotations
@@ -10,71 +10,50 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from graftkit.batches import fixed_batches
-from graftkit.classifiers import Located, load_classifier, locate, read_labels
+from graftkit.answering import KINDS, Kind
+from graftkit.classifiers import DOES, Located, load_classifier, locate, read_labels
 from graftkit.data.columns import Columns
-from graftkit.data.stream import Chunk, check_name, list_pictures, names_start, read_chunks
+from graftkit.data.conll import SUFFIXES
 from graftkit.errors import UserError
-from graftkit.feed import load_batches
 from graftkit.images import ImageConfig
 from graftkit.machine import keep_freed_memory
-from graftkit.pictures import SUFFIXES
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
-    from graftkit.task import Batch, Row, Task
+    from graftkit.task import Row, Task
 
-    Writer = Callable[[Row, str, list[float]], Any]  # writes the answer to a row: its label, and all probabilities
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How rows of one kind are found and asked."""
-
-    name: str
-    roles: tuple[str, ...]  # of columns, first the one that a table must have
-    heads: tuple[str, ...]  # the fields of a row that its answer begins with
-    read: Callable[[str, str | None, Columns, Columns], Iterator[list[Row]]]
-    encode: Callable[[Task, Sequence[Row]], Iterator[tuple[np.ndarray, Batch]]]  # batches, and which rows are in each
+    Writer = Callable[[Row, dict[str, Any]], Any]  # writes the answer to a row
 
 
 def predict(
-    model: str,
-    file: str,
-    *,
-    output: str | None = None,
-    format: str | None = None,
-    text: str | None = None,
-    text_pair: str | None = None,
-    image: str | None = None,
+    model: str, file: str, *, output: str | None = None, format: str | None = None, **named: str | None
 ) -> None:
     """Write one answer per row of `file`, or of standard input (-), in order; to standard output, or to `output`.
 
-    The first rows are read before anything heavy is loaded. UserError where the model cannot be asked, and, after the
-    answers to what came before, where rows cannot be read.
+    `named` are columns by their role. The first rows are read before anything heavy is loaded. UserError where the
+    model cannot be asked, and, after the answers to what came before, where rows cannot be read.
     """
-    place = _check_output(output, file)
     located = locate(model)
-    kind = TEXTS if located.reads_texts else PICTURES
-    named = _choose_columns(located, kind, {"text": text, "text_pair": text_pair, "image": image})
-    chunks = kind.read(file, format, named, located.columns)
-    chunks = chain([next(chunks, [])], chunks)
+    if (kind := KINDS.get(located.task)) is None:
+        pipeline = f"pipeline({located.task!r}, {str(located.folder)!r})"
+        raise UserError(f"{model} {DOES[located.task]}, which is not done here; ask {pipeline} of transformers")
+    place = _check_output(output, file, located)
+    chunks = kind.read(located, file, format, _choose_columns(located, kind, named))
+    first = next(chunks, [])
     task, network = _load(located)
     sys.stdout.reconfigure(encoding="utf-8")
     try:
         with place.open("w", encoding="utf-8", newline="") if place else nullcontext(sys.stdout) as out:
-            write = (_csv_writer if place and place.suffix == ".csv" else _json_writer)(out, kind.heads, task.labels)
-            for rows in chunks:
+            write = WRITERS[_form(place, first)](out, kind, task)
+            for rows in chain([first], chunks):
                 for answers in _ask(kind, task, network, rows):
-                    for row, shares in answers:
-                        write(row, task.labels[shares.argmax()], [float(f"{share:.7g}") for share in shares])  # as fp32
+                    for row, answer in answers:
+                        write(row, answer)
                     out.flush()
     except BrokenPipeError:
         raise
@@ -82,10 +61,12 @@ def predict(
         raise UserError(f"{place or 'standard output'} cannot be written: {error.strerror}") from error
 
 
-def _check_output(output: str | None, file: str) -> Path | None:
+def _check_output(output: str | None, file: str, located: Located) -> Path | None:
     place = Path(output) if output else None
-    if place and place.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--output {place}: the name must end in .csv or .jsonl")
+    lines = CONLL if located.task == "token-classification" else ()
+    if place and place.suffix not in (".csv", ".jsonl", *lines):
+        named = ", ".join([".csv", *lines[:1]]) if lines else ".csv"
+        raise UserError(f"--output {place}: the name must end in {named} or .jsonl")
     if place and file != "-" and place.resolve() == Path(file).resolve():
         raise UserError(f"--output {place} is the file to read; name another")
     return place
@@ -95,8 +76,8 @@ def _choose_columns(located: Located, kind: Kind, named: Columns) -> Columns:
     """The roles of a kind, with the columns that the user named. UserError for a column that does nothing."""
     for role, column in named.items():
         if role not in kind.roles and column is not None:
-            raise UserError(f"--{role} {column} does nothing: {located.name} reads {kind.name}; leave it out")
-    return {role: named[role] for role in kind.roles}
+            raise UserError(f"--{role} {column} does nothing: {located.name} reads {kind.reads}; leave it out")
+    return {role: named.get(role) for role in kind.roles}
 
 
 def _load(located: Located) -> tuple[Task, nn.Module]:
@@ -114,93 +95,63 @@ def _load(located: Located) -> tuple[Task, nn.Module]:
     return classifier.task, classifier.model.to(device)
 
 
-def _ask(kind: Kind, task: Task, model: nn.Module, rows: Sequence[Row]) -> Iterator[list[tuple[Row, np.ndarray]]]:
-    """Rows with how likely each label is, (labels,) float32; in order, as soon as all before them are there."""
-    import torch
-
-    device, found, given = next(model.parameters()).device, {}, 0
-    labelled = [{**row, "label": task.labels[0]} for row in rows]  # a task asks for one; nothing follows from it
-    for indices, batch in kind.encode(task, labelled):
-        with torch.inference_mode():
-            records = task.predict(model, batch.to(device))
-        found.update(zip(indices.tolist(), (record["probabilities"] for record in records), strict=True))
+def _ask(kind: Kind, task: Task, model: nn.Module, rows: Sequence[Row]) -> Iterator[list[tuple[Row, dict[str, Any]]]]:
+    """Rows with their answers; in order, as soon as all before them are there."""
+    found, given = {}, 0
+    for places, records in kind.ask(task, model, [{**row, **kind.truth(task, row)} for row in rows]):
+        found.update(zip(places, records, strict=True))
         ready = []
         while given in found:
-            ready.append((rows[given], found.pop(given)))
+            ready.append((rows[given], kind.answer(task, rows[given], found.pop(given))))
             given += 1
         yield ready
-
-
-# texts
-
-
-def _read_texts(file: str, format: str | None, named: Columns, of_run: Columns) -> Iterator[list[Row]]:
-    """Rows with their number, text and perhaps text_pair."""
-    for chunk in read_chunks(file, format, named, of_run):
-        yield [{"row": number, "id": str(number), **fields} for number, fields in chunk]
-
-
-def _encode_texts(task: Task, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Texts of like length together, the longest first."""
-    import numpy as np
-
-    examples = [task.encode(row, None) for row in rows]
-    lengths = np.array([len(example["input_ids"]) for example in examples], dtype=int)
-    for indices in fixed_batches(lengths, len(rows)):
-        yield indices, task.collate([examples[i] for i in indices])
-
-
-TEXTS = Kind("texts", ("text", "text_pair"), ("row",), _read_texts, _encode_texts)
-
-
-# pictures
-
-
-def _read_pictures(file: str, format: str | None, named: Columns, of_run: Columns) -> Iterator[list[Row]]:
-    """Rows with their number, and where their picture lies: `file` as it is named, and `path` from here."""
-    start, chunks = _find_pictures(file, format, named, of_run)
-    for chunk in chunks:
-        names = [(number, fields["image"]) for number, fields in chunk]
-        yield [{"row": n, "id": str(n), "file": name, "path": str(start / name), "bytes": None} for n, name in names]
-
-
-def _find_pictures(file: str, format: str | None, named: Columns, of_run: Columns) -> tuple[Path, Iterator[Chunk]]:
-    """Their names by chunks, and where these start: of a folder, of one picture, or those in a table."""
-    place = Path(file)
-    is_folder, is_picture = place.is_dir(), place.suffix.lower() in SUFFIXES
-    if file == "-" or format is not None or not (is_folder or is_picture):
-        return names_start(file, format), read_chunks(file, format, named, of_run)
-    if named["image"] is not None:
-        raise UserError(f"--image {named['image']} does nothing: {file} is no table; leave it out")
-    if is_folder:
-        return place, list_pictures(place, lambda line: print(line, file=sys.stderr))
-    if not place.is_file():
-        raise UserError(f"{file} cannot be read: no such file")
-    return Path(), iter([[(1, {"image": check_name(file)})]])
-
-
-def _encode_pictures(task: Task, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Pictures in their order, decoded batch by batch."""
-    batches = fixed_batches(None, len(rows))
-    return zip(batches, load_batches(task, rows, batches, None), strict=True)
-
-
-PICTURES = Kind("pictures", ("image",), ("row", "file"), _read_pictures, _encode_pictures)
 
 
 # answers
 
 
-def _json_writer(file: TextIO, heads: Sequence[str], labels: list[str]) -> Writer:
-    def write(row: Row, label: str, shares: list[float]) -> None:
-        answer = {head: row[head] for head in heads} | {"label": label, "probability": max(shares)}
-        answer["probabilities"] = dict(zip(labels, shares, strict=True))
-        file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+def _form(place: Path | None, first: Sequence[Row]) -> str:
+    """How answers are written: as the name of the file ends, else lines with a word each as they were read, or JSON."""
+    if place is not None:
+        return "conll" if place.suffix in CONLL else place.suffix.removeprefix(".")
+    return "conll" if first and "lines" in first[0] else "jsonl"
+
+
+def _json_writer(file: TextIO, kind: Kind, task: Task) -> Writer:
+    def write(row: Row, answer: dict[str, Any]) -> None:
+        file.write(json.dumps({head: row[head] for head in kind.heads} | answer, ensure_ascii=False) + "\n")
 
     return write
 
 
-def _csv_writer(file: TextIO, heads: Sequence[str], labels: list[str]) -> Writer:
+def _csv_writer(file: TextIO, kind: Kind, task: Task) -> Writer:
+    """A column for each value; of an object, one for each of its values, and of a list its JSON."""
     table = csv.writer(file, lineterminator="\n")
-    table.writerow([*heads, "label", "probability", *(f"probability:{label}" for label in labels)])
-    return lambda row, label, shares: table.writerow([*(row[head] for head in heads), label, max(shares), *shares])
+    table.writerow([*kind.heads, *kind.columns(task)])
+    return lambda row, answer: table.writerow([*(row[head] for head in kind.heads), *_flat(answer)])
+
+
+def _flat(answer: dict[str, Any]) -> Iterator[Any]:
+    for value in answer.values():
+        if isinstance(value, dict):
+            yield from value.values()
+        else:
+            yield json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def _conll_writer(file: TextIO, kind: Kind, task: Task) -> Writer:
+    """A line for each word, as it was read, with its tag in a last column; lines without a word stay as they are."""
+
+    def write(row: Row, answer: dict[str, Any]) -> None:
+        lines = list(row.get("lines", row["words"]))
+        for place, tag in zip(row.get("at", range(len(lines))), answer["tags"], strict=True):
+            between = " " if "\t" not in lines[place] and " " in lines[place] else "\t"
+            lines[place] = f"{lines[place].rstrip()}{between}{tag}"
+        file.write("\n".join(lines) + "\n\n")
+
+    return write
+
+
+CONLL = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
+WRITERS = {"jsonl": _json_writer, "csv": _csv_writer, "conll": _conll_writer}
+"""For each format, what makes of a file what writes answers into it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,3 +110,14 @@ class Task(Protocol):
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """The lines of Python that load such a folder, or the same from the Hub, with plain libraries, and ask it."""
+
+
+@runtime_checkable
+class Folding(Protocol):
+    """A task whose model learns in another unit than it is to answer in, such as standard deviations."""
+
+    def fold(self, model: nn.Module, batch: Batch) -> None:
+        """Bring the trained model's weights into the unit of its answers, for every later `predict`.
+
+        `batch` holds a few rows to try it on.
+        """

@@ -22,11 +22,15 @@ LONGEST = 512  # tokens, where the checkpoint allows more and the user says noth
 CHUNK = 1024  # rows tokenised at a time when lengths are counted
 
 
-def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: BackboneConfig, *, fast: bool = True, pairs: bool = False) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, padding on the right, with a padding token and `model_max_length` set.
+
+    UserError where it is not `fast`, unless nothing needs that (offsets of words, windows), and where it needs a
+    package that is not installed.
 
     A GPT-style tokenizer without a padding token gets its end-of-text token for it, since every classifier finds the
     last real token by the padding id; one with neither gets a new token, for which the model needs a new row.
+    With `pairs`, rows are two texts: see `_part_pairs`.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -34,15 +38,15 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **ON_THIS_MACHINE)
         limit = position_limit(AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         why = explain(error, folder)
         raise UserError(f"--backbone.name {config.name}: no tokenizer could be loaded ({why})") from error
-    if not tokenizer.is_fast:
+    if fast and not tokenizer.is_fast:
         raise UserError(f"--backbone.name {config.name}: its tokenizer has no fast version (tokenizer.json)")
     limit = min(limit, tokenizer.model_max_length)
     if config.max_length is not None and config.max_length > limit:
         raise UserError(f"--backbone.max_length {config.max_length}: this checkpoint reads at most {limit} tokens")
-    special = tokenizer.num_special_tokens_to_add(pair=False)
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if config.max_length is not None and config.max_length <= special:
         raise UserError(
             f"--backbone.max_length {config.max_length}: {special} are special tokens, which leaves none for text"
@@ -51,7 +55,27 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": tokenizer.eos_token or "<pad>"})
+    if pairs:
+        _part_pairs(tokenizer)
     return tokenizer
+
+
+def _part_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put a special token between the texts of a pair where the tokenizer puts none.
+
+    GPT-style tokenizers read "a" and "b" as "ab", and no model could know where the one ends. Theirs is the token that
+    ends a text, for want of a better one. tokenizer.json has it, so that plain transformers reads pairs the same way.
+    """
+    from tokenizers import processors
+
+    owners = tokenizer("a", "b").sequence_ids()
+    if None in owners[owners.index(0) : owners.index(1)]:
+        return
+    mark = tokenizer.sep_token or tokenizer.eos_token or tokenizer.pad_token
+    special = [(mark, tokenizer.convert_tokens_to_ids(mark))]
+    parted = processors.TemplateProcessing(single="$A:0", pair=f"$A:0 {mark}:0 $B:0", special_tokens=special)
+    own = tokenizer.backend_tokenizer.post_processor
+    tokenizer.backend_tokenizer.post_processor = parted if own is None else processors.Sequence([own, parted])
 
 
 def position_limit(config: Any) -> int:
@@ -80,6 +104,15 @@ def join_rows(rows: Sequence[Row], count: int) -> dict[str, Any]:
     taken = [rows[place % len(rows)] for place in range(count)]
     columns = [name for name in ("text", "text_pair") if taken[0].get(name) is not None]
     return {"id": "overlong", "joined": count} | {name: " ".join(row[name] for row in taken) for name in columns}
+
+
+def join_to_cut(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> dict[str, Any]:
+    """One row of the texts of the first rows, joined: twice as many tokens as the model reads."""
+    import numpy as np
+
+    tokens = np.maximum(1, token_lengths(tokenizer, rows) - tokenizer.num_special_tokens_to_add())
+    times, rest = divmod(2 * tokenizer.model_max_length, int(tokens.sum()))
+    return join_rows(rows, times * len(rows) + int(np.searchsorted(np.cumsum(tokens), rest)) + 1)
 
 
 def token_lengths(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> np.ndarray:

@@ -16,7 +16,7 @@ from graftkit.evaluate import predict_rows
 from graftkit.failures import check_finite, check_reached, explain_memory
 from graftkit.feed import Feed, Update
 from graftkit.heads import recompute_activations
-from graftkit.optim import make_optimizer, set_lr
+from graftkit.optim import leave_to_head, make_optimizer, set_lr
 from graftkit.progress import Progress
 from graftkit.run import Run
 from graftkit.stop import Stop
@@ -50,6 +50,8 @@ class TrainConfig:
     """AdamW's decay of matrices; biases and norms have none"""
     warmup: Fraction = 0.1
     """share of the updates in which the rate rises; then it falls linearly to 0"""
+    head_first: Fraction = 0.0
+    """share of the updates, the first ones, in which a new head trains alone, and what is below it waits"""
     clip: Positive = 1.0
     """longest gradient, as a norm over all parameters"""
     patience: AtLeastOne | None = None
@@ -79,7 +81,8 @@ def train(
     updates = planned_updates(feed, config)
     model, optimizer = prepare(accelerator, adapted, config)
     state = _resume(run, model, optimizer)
-    _say_plan(run, feed, updates, state)
+    head_alone = round(updates * config.head_first) if adapted.head else 0
+    _say_plan(run, feed, updates, state, head_alone)
 
     with Stop() as stop, Progress(updates, state.update, feed.rows_per_update, show=run.main) as progress:
         while state.update < updates and not _stale(state, config.patience):
@@ -88,13 +91,15 @@ def train(
             progress.start_clock()
             for update in feed.epoch(epoch, skip):
                 seed_dropout(run.seed, state.update, accelerator.process_index)
-                factor = set_lr(optimizer, state.stepped, updates, config.warmup)
+                factor = set_lr(optimizer, state.stepped, updates, config.warmup, head_alone)
                 with explain_memory(update.rows, feed.lengths, config.batch_size):
                     loss = accumulate_gradients(accelerator, task, model, update).item()
-                    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
-                    stepped = not skips_step(accelerator, loss, norm)
                     if state.update == 0:
                         check_reached(model)
+                    if state.stepped < head_alone:
+                        leave_to_head(optimizer)
+                    norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip))
+                    stepped = not skips_step(accelerator, loss, norm)
                     if stepped:
                         check_finite(loss, norm, state.update + 1, splits.train, update.rows)
                     optimizer.step()
@@ -243,12 +248,14 @@ def _keep_best(run: Run, scores: dict[str, float], state: checkpoint.State, epoc
     )
 
 
-def _say_plan(run: Run, feed: Feed, updates: int, state: checkpoint.State) -> None:
+def _say_plan(run: Run, feed: Feed, updates: int, state: checkpoint.State, head_alone: int) -> None:
     processes = run.accelerator.num_processes
     run.say(
         f"{updates - state.update} updates to go, of {feed.rows_per_update} rows each ({feed.batch_size} rows x "
         f"{feed.accumulate} forward passes x {processes} processes), {feed.updates_per_epoch} an epoch"
     )
+    if head_alone:
+        run.say(f"the head is new: in the first {head_alone} updates it trains alone, and what is below it stays")
 
 
 def _record(run: Run, feed: Feed, state: checkpoint.State, updates: int, progress: Progress) -> None:

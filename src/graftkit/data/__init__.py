@@ -5,7 +5,9 @@ Pictures: `load_pictures(ImageDataConfig(path=...), seed=0)`. `load_test_texts` 
 """
 
 from graftkit.data.files import Table, read_file
+from graftkit.data.label_sets import load_label_sets
 from graftkit.data.picture_rows import ImageDataConfig, load_pictures, load_test_pictures
+from graftkit.data.scored_rows import load_numbers
 from graftkit.data.sources import load_tables
 from graftkit.data.splits import DataConfig, RowsToScore, Splits, load_splits, load_test_texts
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
@@ -17,6 +19,8 @@ __all__ = [
     "Splits",
     "Table",
     "TaggedDataConfig",
+    "load_label_sets",
+    "load_numbers",
     "load_pictures",
     "load_splits",
     "load_tables",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHOWN = 5  # labels, or pictures, that a message names
+MANY = 20  # labels, above which such as are all numbers rather measure something than name classes
 
 
 class BadRows:
@@ -112,6 +113,30 @@ def check_classes(train: LabelledRows, bad: BadRows) -> LabelledRows:
     if len(counts) - len(single) < 2:
         raise UserError(f"{train.where}: fewer than two classes have two rows or more. Add rows, or set --data.label")
     return train
+
+
+def check_measured(train: LabelledRows) -> list[str]:
+    """A warning where the labels look like measured numbers; UserError where as classes most would have one row."""
+    counts = train.label_counts()
+    if len(counts) <= MANY or not all(_is_number(label) for label in counts):
+        return []
+    what = f"the labels are {len(counts):,} different numbers"
+    single = sum(count == 1 for count in counts.values())
+    if 2 * single > len(counts):
+        raise UserError(
+            f"{train.where}: {what}, {single:,} of them in one row only. To learn the number itself, set --data.task "
+            "regression; for classes, set --data.label to another column"
+        )
+    if all(float(label).is_integer() for label in counts):
+        return []  # as likely the numbers of classes
+    return [f"{what}, and each is taken for a class; to learn the number itself, set --data.task regression"]
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return bool(np.isfinite(float(label)))
+    except ValueError:
+        return False
 
 
 def check_known(test: LabelledRows, train: LabelledRows, bad: BadRows) -> LabelledRows:

@@ -7,8 +7,10 @@ and comments before a sentence (`# text = ...`) hold no words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,14 @@ COMMENT = re.compile(r"#\s+(\w[\w.:-]*\s*=|newdoc\b|newpar\b)")
 DOCUMENT = "-DOCSTART-"
 
 
+class Line(NamedTuple):
+    """A line of a file, without its end."""
+
+    number: int  # from 1
+    text: str
+    fields: list[str]  # none where it holds no word
+
+
 def read_conll(path: Path, where: str | None = None) -> Table:
     """All sentences of a file, which messages call `where`: columns named 1, 2, ... of lists of strings.
 
@@ -31,7 +41,8 @@ def read_conll(path: Path, where: str | None = None) -> Table:
     from datasets import Dataset
 
     where = where or str(path)
-    sentences = list(_sentences(_lines(path, where), skip_ranges=path.suffix.lower() == ".conllu"))
+    found = read_sentences(_lines(path, where), skip_ranges=path.suffix.lower() == ".conllu")
+    sentences = [[(line.number, line.fields) for line in lines if line.fields] for lines in found]
     if not sentences:
         raise UserError(f"{where} is empty: it has no words")
     width = len(sentences[0][0][1])
@@ -71,19 +82,25 @@ def _lines(path: Path, where: str) -> list[str]:
         raise UserError(f"{where}: bytes that are not UTF-8 in line {line}. Save the file as UTF-8") from None
 
 
-def _sentences(lines: list[str], skip_ranges: bool) -> Iterator[list[tuple[int, list[str]]]]:
-    """The number and fields of each line, sentence by sentence.
+def read_sentences(lines: Iterable[str], skip_ranges: bool) -> Iterator[list[Line]]:
+    """The lines of each sentence, as soon as it ends; those without a word before it come with it.
 
-    CoNLL-U has lines of several words in one (1-2) and of words that are not there (1.1), which are left out.
+    CoNLL-U has lines of several words in one (1-2) and of words that are not there (1.1), which are left out where
+    `skip_ranges`.
     """
-    sentence: list[tuple[int, list[str]]] = []
-    for number, line in enumerate([*lines, ""], 1):
-        fields = [field.strip() for field in line.rstrip("\r\n").split("\t")] if "\t" in line else line.split()
-        if not any(fields) or fields[0] == DOCUMENT:
-            if sentence:
-                yield sentence
-            sentence = []
-        elif not sentence and COMMENT.match(line):
-            continue
-        elif not (skip_ranges and re.fullmatch(r"\d+[-.]\d+", fields[0])):
-            sentence.append((number, fields))
+    sentence: list[Line] = []
+    within = False
+    for number, line in enumerate(chain(lines, [""]), 1):
+        text = line.rstrip("\r\n")
+        fields = [field.strip() for field in text.split("\t")] if "\t" in text else text.split()
+        between = not any(fields) or fields[0] == DOCUMENT
+        if between and within:
+            yield sentence
+            sentence, within = [], False
+            if not any(fields):
+                continue
+        comment = not within and COMMENT.match(line)
+        if between or comment or (skip_ranges and re.fullmatch(r"\d+[-.]\d+", fields[0])):
+            fields = []
+        sentence.append(Line(number, text, fields))
+        within = within or bool(fields)

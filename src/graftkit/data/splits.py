@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from graftkit.data.checks import (
     check_filled,
     check_known,
     check_known_to_model,
+    check_measured,
     check_parsed,
     check_spelling,
 )
@@ -54,6 +55,17 @@ class DataConfig(RowsConfig):
     """column of a second text that belongs to the first"""
     label: str | None = None
     """column of the label (by default the only one named like a label)"""
+    task: Literal["single", "multi", "regression"] = "single"
+    """what a row has: a single label; with multi any number of labels (lists, or text such as a|b); with regression a
+    number"""
+    labels: list[str] | None = None
+    """with multi, columns of 0 and 1, one for each label, in place of one column of labels"""
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.task != "multi":
+            raise UserError(f"--data.labels: with --data.task {self.task} there is one column; set --data.label")
+        if self.labels is not None and self.label is not None:
+            raise UserError("--data.labels and --data.label both name the labels; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,11 @@ class Splits:
     facts: dict[str, Any]  # plain JSON for the run's record
     notes: list[str]  # sentences for the log
     warnings: list[str]
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a row is two texts."""
+        return "text_pair" in self.train.column_names
 
 
 @dataclass(frozen=True)
@@ -138,8 +155,11 @@ def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = (), group:
     columns, column_notes = choose_columns(tables["train"], wanted, COLUMN_NAMES)
     labelled = {split: label_rows(split, table, columns, extra) for split, table in tables.items()}
     filled = {split: check_filled(split, rows, bad, ROLES) for split, rows in labelled.items()}
+    measured = check_measured(filled["train"])
     contents = number_contents(check_labels(filled, bad))
-    return make_splits(config, Checked(tables, columns, contents, bad, [*notes, *column_notes]), TEXTS, seed, group)
+    checked = Checked(tables, columns, contents, bad, [*notes, *column_notes])
+    splits = make_splits(config, checked, TEXTS, seed, group)
+    return replace(splits, warnings=[*measured, *splits.warnings])
 
 
 def load_to_cut(config: Any, places: Places | None = None) -> tuple[dict[str, Table], list[str]]:

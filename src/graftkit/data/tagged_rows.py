@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from graftkit.data.checks import SHOWN, BadRows, check_parsed, check_spelling
+from graftkit.data.checks import BadRows, check_parsed, check_spelling
 from graftkit.data.columns import (
     Columns,
     LabelledRows,
@@ -26,9 +24,32 @@ from graftkit.data.columns import (
 from graftkit.data.config import RowsConfig
 from graftkit.data.conll import SUFFIXES, is_conll, read_conll
 from graftkit.data.files import READERS, Table, read_file
+from graftkit.data.list_columns import (
+    are_lists,
+    as_name,
+    is_list,
+    names_in_lists,
+    one_by_one,
+    parse_list,
+    rarest_values,
+    some,
+    values_in,
+    without_values,
+)
 from graftkit.data.repeats import add_contents
-from graftkit.data.sources import DEMO, Places, Source, offer_files
-from graftkit.data.splits import Checked, Kind, Splits, dataset_of, load_to_cut, make_splits
+from graftkit.data.sources import DEMO, Places, Source, load_test, offer_files
+from graftkit.data.splits import (
+    Checked,
+    Kind,
+    RowsToScore,
+    Splits,
+    dataset_of,
+    load_to_cut,
+    make_rows_to_score,
+    make_splits,
+    meanings,
+    prefer,
+)
 from graftkit.errors import UserError
 from graftkit.metrics.tagging import PLAIN, malformed, scheme_of, spans
 
@@ -78,9 +99,35 @@ def load_tagged(config: TaggedDataConfig, seed: int, extra: Sequence[str] = (), 
     columns, column_notes = _choose_columns(tables["train"], config)
     rows = {split: _tagged_rows(split, table, columns, extra, bad) for split, table in tables.items()}
     rows = _check_tags(rows, bad)
-    labels = _sort_tags(_tags_of(rows["train"], *(rows[s] for s in ("dev",) if s in rows)), tables["train"], columns)
+    labels = _sort_tags(
+        values_in("tags", rows["train"], *(rows[s] for s in ("dev",) if s in rows)), tables["train"], columns
+    )
     cut = make_splits(config, _to_cut(tables, columns, rows, bad, [*notes, *column_notes]), SENTENCES, seed, group)
     return _describe(cut, columns, labels)
+
+
+def load_test_tagged(
+    config: TaggedDataConfig, labels: Sequence[str], usual: Columns, extra: Sequence[str] = ()
+) -> RowsToScore:
+    """The rows of test alone, checked, for a model that has these tags; `usual` are the columns that it read before.
+
+    UserError for what cannot be found or read, and for a tag that the model does not have.
+    """
+    table, notes = load_test(config.path, config.subset, config.test, _places(config.format))
+    bad = BadRows(drop=config.bad_rows == "drop")
+    check_parsed("test", table, bad)
+    named = prefer({"words": config.words, "tags": config.tags}, usual, table)
+    columns, column_notes = _choose_columns(table, replace(config, **named))
+    rows, known = _tagged_rows("test", table, columns, extra, bad), meanings(labels)
+    new = values_in("tags", rows) - known.keys()
+    rows = without_values("test", rows, "tags", new, "a tag that the model does not have", bad)
+    rows, scheme = _with_label(_named(rows, known), ["all"] * len(rows)), scheme_of(labels)
+    found = make_rows_to_score(
+        config, columns, rows, {"all": "all"}, bad, [*notes, *column_notes], SENTENCES.to_dataset
+    )
+    facts = found.facts | {"scheme": scheme}
+    facts["splits"] = {"test": facts["splits"]["test"] | _counts(found.test["tags"][:], labels, scheme)}
+    return replace(found, facts=facts, warnings=_malformed_warning("test", found.test, scheme))
 
 
 # where they lie
@@ -141,9 +188,9 @@ def _tagged_rows(split: str, table: Table, columns: Columns, extra: Sequence[str
 
     values = read_columns(table, columns)
     words = _lists(table, columns["words"], values["words"], "words")
-    names = _tag_names(table, columns["tags"])
+    names = names_in_lists(table, columns["tags"])
     tags = [
-        tags if tags is None else [_tag(tag, names) for tag in tags]
+        tags if tags is None else [as_name(tag, names) for tag in tags]
         for tags in _lists(table, columns["tags"], values["tags"], "tags")
     ]
     wrong = [_wrong_with(*pair) for pair in zip(words, tags, strict=True)]
@@ -187,46 +234,15 @@ def _lists(table: Table, column: str, values: pa.ChunkedArray, role: str) -> lis
     from pyarrow import types
 
     kind = values.type
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_null(kind):
+    if is_list(kind):
         return values.to_pylist()
     if not (types.is_string(kind) or types.is_large_string(kind)):
         raise UserError(f"{table.where}: column {column!r} holds {kind}, and {role} are a list. Set --data.{role}")
     texts = [None if text is None else text.strip() for text in values.to_pylist()]
     written = [text for text in texts if text]
-    if all(text[0] == "[" and text[-1] == "]" for text in written):
-        return [_parse_list(text) if text else None for text in texts]
+    if are_lists(written):
+        return [parse_list(text) if text else None for text in texts]
     return [None if text is None else text.split() for text in texts]
-
-
-def _parse_list(text: str) -> list[Any]:
-    """The list that a text writes; one that does not parse is a list of nothing that could be a word."""
-    try:
-        return list(json.loads(text))
-    except ValueError:
-        try:
-            return list(ast.literal_eval(text))  # as pandas writes a list into a csv file
-        except (ValueError, SyntaxError):
-            return [None]
-
-
-def _tag(tag: Any, names: Sequence[str] | None) -> str | None:
-    """A tag as a string; None for what is none, such as the -1 that the Hub writes for one that is withheld."""
-    if isinstance(tag, str):
-        return tag if tag.strip() else None
-    if isinstance(tag, bool) or not isinstance(tag, int):
-        return None
-    if names is None:
-        return str(tag)
-    return names[tag] if 0 <= tag < len(names) else None
-
-
-def _tag_names(table: Table, column: str) -> list[str] | None:
-    """The names of a column of ClassLabel sequences, in their order; None for a column of any other kind."""
-    from datasets import ClassLabel
-
-    feature = table.rows.features[column]
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
-    return list(inner.names) if isinstance(inner, ClassLabel) else None
 
 
 # what shows only when rows are seen together
@@ -235,64 +251,35 @@ def _tag_names(table: Table, column: str) -> list[str] | None:
 def _check_tags(splits: Mapping[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:
     """Tags of one scheme, spelled alike; two or more in train; and in test none that train lacks."""
     checked = _check_scheme(splits, bad)
-    check_spelling({split: _row_and_tag(rows) for split, rows in checked.items()})
-    known, train = _tags_of(checked["train"]), checked["train"]
+    check_spelling({split: one_by_one(rows, "tags") for split, rows in checked.items()})
+    known, train = values_in("tags", checked["train"]), checked["train"]
     if len(known) == 1:
         raise UserError(
             f"{train.where}: only one tag, {next(iter(known))!r}, and nothing to tell it from. Set --data.tags"
         )
     if "test" in checked:
-        checked["test"] = _without(
-            "test", checked["test"], "a tag that train never had", _tags_of(checked["test"]) - known, bad
-        )
+        new = values_in("tags", checked["test"]) - known
+        checked["test"] = without_values("test", checked["test"], "tags", new, "a tag that train never had", bad)
     return checked
 
 
 def _check_scheme(splits: Mapping[str, LabelledRows], bad: BadRows) -> dict[str, LabelledRows]:
     """Where tags mark entities, all do: a slip in one word must not make plain tags of them all."""
-    every = _tags_of(*splits.values())
+    every = values_in("tags", *splits.values())
     marked = {tag for tag in every if tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-", "L-", "U-")}
     scheme = scheme_of(sorted(marked))
     if scheme == PLAIN or "O" not in marked or not any(tag[:2] == "B-" for tag in marked):
         return dict(splits)
     wrong = f"a tag that is not as in {scheme}"
-    return {split: _without(split, rows, wrong, _tags_of(rows) - marked, bad) for split, rows in splits.items()}
-
-
-def _without(split: str, rows: LabelledRows, wrong: str, tags: set[str], bad: BadRows) -> LabelledRows:
-    """The rows with none of these tags. UserError where no row is left."""
-    if not tags:
-        return rows
-    holds = np.array([not tags.isdisjoint(row) for row in rows.rows.column("tags").to_pylist()], bool)
-    rows = bad.without(split, rows, wrong, holds, f" ({_some(map(repr, sorted(tags)))})")
-    if not len(rows):
-        raise UserError(f"{rows.where}: every row has {wrong}. Set --data.{split} or --data.tags")
-    return rows
-
-
-def _row_and_tag(rows: LabelledRows) -> LabelledRows:
-    """One row for each row and tag that stands in it: what `check_spelling` tells of labels is true of these."""
-    import pyarrow as pa
-
-    pairs = [
-        (number, tag)
-        for number, tags in zip(rows.column("number").tolist(), rows.rows.column("tags").to_pylist(), strict=True)
-        for tag in sorted(set(tags))
-    ]
-    numbers, tags = zip(*pairs, strict=True)
-    return LabelledRows(rows.where, pa.table({"number": numbers, "label": pa.array(tags, pa.string())}))
-
-
-def _tags_of(*splits: LabelledRows) -> set[str]:
-    """All tags that stand in these rows."""
-    import pyarrow.compute as pc
-
-    return {tag for rows in splits for tag in pc.list_flatten(rows.rows.column("tags")).unique().to_pylist()}
+    return {
+        split: without_values(split, rows, "tags", values_in("tags", rows) - marked, wrong, bad)
+        for split, rows in splits.items()
+    }
 
 
 def _sort_tags(tags: set[str], table: Table, columns: Columns) -> list[str]:
     """O first; then ClassLabel names in their order, or types by letter, each in the order B, I, E, S."""
-    names = _tag_names(table, columns["tags"])
+    names = names_in_lists(table, columns["tags"])
     if names is None and scheme_of(sorted(tags)) != PLAIN:
         names = sorted(tags, key=lambda tag: (tag[2:], "BILESU".index(tag[0]) if tag != "O" else 0))
     ordered = sort_labels(tags, names)
@@ -313,15 +300,15 @@ def _to_cut(
     words = [tuple(row) for rows in splits.values() for row in rows.rows.column("words").to_pylist()]
     places: dict[tuple[str, ...], int] = {}
     numbered = add_contents(splits, np.array([places.setdefault(row, len(places)) for row in words]))
-    train, scheme = numbered["train"], scheme_of(sorted(_tags_of(*splits.values())))
-    held: dict[int, set[str]] = defaultdict(set)
-    for content, tags in zip(train.column("content").tolist(), train.rows.column("tags").to_pylist(), strict=True):
-        held[content] |= set(tags) if scheme == PLAIN else {span.type for span in spans(tags, scheme)} or {"O"}
-    count = Counter(type for types in held.values() for type in types)
-    rarest = {content: min(types, key=lambda type: (count[type], type)) for content, types in held.items()}
-    usual = Counter(rarest.values()).most_common(1)[0][0]
+    train, scheme = numbered["train"], scheme_of(sorted(values_in("tags", *splits.values())))
+    held = [
+        set(tags) if scheme == PLAIN else {span.type for span in spans(tags, scheme)} or {"O"}
+        for tags in train.rows.column("tags").to_pylist()
+    ]
+    rarest = rarest_values(train.column("content"), held)
+    usual = Counter(rarest).most_common(1)[0][0]
     labels = {split: ["rarest: " + usual] * len(rows) for split, rows in numbered.items()}
-    labels["train"] = ["rarest: " + rarest[content] for content in train.column("content").tolist()]
+    labels["train"] = ["rarest: " + tag for tag in rarest]
     labelled = {split: _with_label(rows, labels[split]) for split, rows in numbered.items()}
     return Checked(tables, columns | {"label": columns["tags"]}, labelled, bad, notes)
 
@@ -330,6 +317,15 @@ def _with_label(rows: LabelledRows, labels: Sequence[str]) -> LabelledRows:
     import pyarrow as pa
 
     return replace(rows, rows=rows.rows.append_column("label", pa.array(labels, pa.string())))
+
+
+def _named(rows: LabelledRows, known: Mapping[str, str]) -> LabelledRows:
+    """The rows with the model's tag for each that the data write."""
+    import pyarrow as pa
+
+    column = rows.rows.column("tags")
+    tags = pa.array([[known[tag] for tag in row] for row in column.to_pylist()], column.type)
+    return replace(rows, rows=rows.rows.set_column(rows.rows.column_names.index("tags"), "tags", tags))
 
 
 SENTENCES = Kind(
@@ -362,7 +358,7 @@ def _describe(cut: Splits, columns: Columns, labels: list[str]) -> Splits:
     for split in ("dev", "test"):
         untaught = [tag for tag in labels if tag not in in_train and any(tag in row for row in tags[split])]
         if untaught:
-            listed = _some(map(repr, untaught))
+            listed = some(map(repr, untaught))
             warnings.append(f"tags of {split} that train never had, and that nothing can teach: {listed}")
     if scheme == PLAIN and all(label.isdecimal() for label in labels):
         warnings.append("tags are numbers without names, and are scored word by word; with names, entities are scored")
@@ -408,8 +404,3 @@ def _malformed_warning(split: str, rows: Dataset, scheme: str) -> list[str]:
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _some(words: Iterable[str]) -> str:
-    words = list(words)
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN:,} more" if len(words) > SHOWN else "")

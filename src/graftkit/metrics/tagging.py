@@ -214,7 +214,7 @@ def intervals(
     if scheme == PLAIN:
         return classification.all_intervals(confusion, cells, **how)
     accuracy = classification.intervals(confusion, cells, **how)["accuracy"]
-    found = _entity_intervals(tally(truth, predicted, scheme, numbers.tolist()), how)
+    found = entity_intervals(tally(truth, predicted, scheme, numbers.tolist()), how)
     return Intervals({**found.scores, "accuracy": accuracy}, found.classes)
 
 
@@ -262,7 +262,7 @@ def _of_side(tag: str, side: str) -> str:
     return tag if tag == "O" else f"{tag[0]}-{side}{tag[2:]}"
 
 
-def _entity_intervals(entities: Tally, how: Mapping[str, Any]) -> Intervals:
+def entity_intervals(entities: Tally, how: Mapping[str, Any]) -> Intervals:
     level = how["level"]
     units, counts = _units(entities), entities.counts()
     together = Counts(*(part.sum(keepdims=True) for part in counts))

@@ -90,28 +90,56 @@ def intervals(
     rows (or groups) with the label. An area of 1, or a single row (or group) with or without the label, has no interval
     (method "constant").
     """
-    from scipy.special import expit, logit, stdtrit
-
     kinds = (having, ~having)
     fewest = min(int(kind.sum()) if groups is None else len(np.unique(groups[kind])) for kind in kinds)
     point = None if groups is None else np.searchsorted(-found.threshold, -probabilities)
     intervals = {}
     for name, (have, lack) in _influences(found).items():
-        value = AREAS[name](found)
         if groups is None:
             having_rows, other_rows = np.diff(found.right, prepend=0), np.diff(found.wrong, prepend=0)
             variance = float(having_rows @ have**2 + other_rows @ lack**2)
         else:
-            each = np.where(having, have[point], lack[point])
-            variance = float(np.sum(np.bincount(np.unique(groups, return_inverse=True)[1], weights=each) ** 2))
-        if fewest < 2 or not 0 < value < 1 or variance < ROUNDING:
-            intervals[name] = Interval(value, value, value, level, "constant")
-            continue
-        spread = np.sqrt(variance * fewest / (fewest - 1)) / (value * (1 - value))
-        reach = float(stdtrit(fewest - 1, (1 + level) / 2)) * spread
-        low, high = expit(logit(value) - reach), expit(logit(value) + reach)
-        intervals[name] = Interval(value, float(low), float(high), level, "jackknife")
+            variance = _variance(np.where(having, have[point], lack[point]), groups)
+        intervals[name] = _of_variance(AREAS[name](found), variance, fewest, level)
     return intervals
+
+
+def mean_average_precision(
+    probabilities: np.ndarray, having: np.ndarray, groups: np.ndarray, *, level: float = LEVEL
+) -> Interval:
+    """Average precision as a mean over the labels that a row has: (rows, labels) each; 0 where there is none.
+
+    The interval is that of `intervals`, by group (rows,): a row moves the mean by what it moves each label's.
+    """
+    values, moved = [], np.zeros(len(having))
+    for stated, has in zip(probabilities.T, having.T, strict=True):
+        found = curve(stated, has)
+        if found is not None:
+            values.append(average_precision(found))
+            have, lack = _influences(found)["average_precision"]
+            point = np.searchsorted(-found.threshold, -stated)
+            moved += np.where(has, have[point], lack[point])
+        elif has.any():  # all rows have it
+            values.append(1.0)
+    fewest = len(np.unique(groups[having.any(axis=1)]))
+    count = max(1, len(values))
+    return _of_variance(sum(values) / count, _variance(moved / count, groups), fewest, level)
+
+
+def _variance(moved: np.ndarray, groups: np.ndarray) -> float:
+    """Of an area, from how much each row moves it, (rows,), where whole groups (rows,) are drawn."""
+    return float(np.sum(np.bincount(np.unique(groups, return_inverse=True)[1], weights=moved) ** 2))
+
+
+def _of_variance(value: float, variance: float, fewest: int, level: float) -> Interval:
+    """The interval of an area, on the scale of its logit, where the rarer kind has `fewest` rows (or groups)."""
+    from scipy.special import expit, logit, stdtrit
+
+    if fewest < 2 or not 0 < value < 1 or variance < ROUNDING:
+        return Interval(value, value, value, level, "constant")
+    spread = np.sqrt(variance * fewest / (fewest - 1)) / (value * (1 - value))
+    reach = float(stdtrit(fewest - 1, (1 + level) / 2)) * spread
+    return Interval(value, float(expit(logit(value) - reach)), float(expit(logit(value) + reach)), level, "jackknife")
 
 
 class At(NamedTuple):

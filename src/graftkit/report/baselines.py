@@ -33,6 +33,15 @@ WORDS = {
     "tf_idf": "logistic regression on word counts (TF-IDF)",
     "colours": "asking the training pictures of the most similar colours",
     "word_tags": "giving each word the tag that it has most often in train",
+    "mean": "giving every row the mean of train",
+    "ridge": "ridge regression on word counts (TF-IDF)",
+    "sentence": "giving what the most similar sentence adds to the question",
+    "no_answer": "never giving an answer",
+    "copy": "giving back the source as it is",
+    "nearest": "giving the training target of the most similar source",
+    "frequent_tokens": "guessing by how often each token stands in train",
+    "unigram": "guessing each token by how often it stands in train",
+    "usual_labels": "giving every row the labels that most rows of train have",
     "before": "the same checkpoint before it was trained here",
 }
 """What each baseline is, as it stands in a sentence."""

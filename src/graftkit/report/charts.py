@@ -165,6 +165,17 @@ def curves(
     return svg(id, title, drawn, height=height, describe=describe)
 
 
+def scatter(
+    id: str, title: str, points: Sequence[tuple[float, float]], axes: Axes, names: tuple[str, str], *, describe: str = ""
+) -> str:
+    """A dot for each point, over a line where both sides are the same; both axes span the same numbers."""
+    drawn = _frame(axes, names)
+    drawn += tag("path", d=f"M{axes.at(axes.x[0], axes.x[0])}L{axes.at(axes.x[1], axes.x[1])}", class_="second")
+    dots = "".join(f"M{axes.at(*point).replace(',', ' ')}h0" for point in points)
+    drawn += tag("path", d=dots, class_="dots")
+    return svg(id, title, drawn, height=axes.height, describe=describe)
+
+
 @dataclass(frozen=True)
 class Bin:
     """The rows whose stated probability lies in one range: how sure the model was, and how often it was right."""
@@ -259,7 +270,7 @@ def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False) -> str
         drawn += tag("path", d=f"M{LEFT},{axes.down(value):.1f}H{WIDTH - RIGHT}", class_="grid")
         drawn += text(words(value, places), LEFT - 7, axes.down(value) + 4, "end quiet")
     base = axes.down(axes.y[0])
-    widths, places = ticks(*axes.x, least=0.0 if percents else 1.0)
+    widths, places = ticks(*axes.x, least=0.0 if percents or axes.x == axes.y else 1.0)
     for value in widths:
         drawn += text(words(value, places), axes.across(value), base + 16, "middle quiet")
     drawn += tag("path", d=f"M{LEFT},{base:.1f}H{WIDTH - RIGHT}", class_="axis")

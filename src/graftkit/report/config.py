@@ -56,11 +56,11 @@ class ReportConfig(ScoresConfig):
     """say which words, or parts of a picture, moved the model on its worst errors and least certain rows of test"""
 
 
-def check_unused(settings: ReportConfig, what: str) -> None:
+def check_unused(settings: ScoresConfig, what: str) -> None:
     """Raise UserError for a setting that only rows of one class each have a use for; `what` names these rows."""
     plain = ReportConfig()
     for name in ("calibrate", "alpha", "audit", "explain", "metrics", "slice"):
-        value = getattr(settings, name)
+        value = getattr(settings, name, getattr(plain, name))
         if value != getattr(plain, name):
             shown = str(value).lower() if isinstance(value, bool) else value
             raise UserError(f"--report.{name} {shown}: does nothing for {what}; leave it out")

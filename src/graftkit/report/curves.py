@@ -36,7 +36,7 @@ def _loss(log: Sequence[Mapping[str, Any]]) -> str:
         return ""
     each = -(-len(steps) // POINTS)  # updates a point
     train = [tuple(np.mean(steps[start : start + each], axis=0).tolist()) for start in range(0, len(steps), each)]
-    dev = _thinned([(event["update"], event["dev"]["log_loss"]) for event in log if "log_loss" in event.get("dev", {})])
+    dev = _thinned([(event["update"], loss) for event in log if (loss := _dev_loss(event.get("dev", {}))) is not None])
     most = max(loss for _, loss in train + dev)
     axes = charts.Axes((0, steps[-1][0]), (0, charts.around([0, most or 1.0])[1]))
     series = [charts.Series("train", train, "first")]
@@ -52,6 +52,11 @@ def _loss(log: Sequence[Mapping[str, Any]]) -> str:
     lines = [(f"{update:,.0f}", one.name, f"{loss:.3g}") for one in series for update, loss in one.points]
     numbers = charts.table("Loss while training", ("Update", "Split", "Loss"), lines, [0, 2])
     return charts.figure("loss", caption, drawing, numbers)
+
+
+def _dev_loss(scores: Mapping[str, float]) -> float | None:
+    """The loss per target, under one of the names that it is scored by."""
+    return next((scores[name] for name in ("log_loss", "loss") if name in scores), None)
 
 
 def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:

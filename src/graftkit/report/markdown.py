@@ -125,9 +125,17 @@ def probability(p: float) -> str:
     return "under 0.001" if p < 0.001 else number(p, 2 if p >= 0.095 else 3)
 
 
+SHORT = (
+    *(("_", " "), ("f1", "F1"), ("matthews", "Matthews correlation"), ("rmse", "RMSE"), ("mae", "mean absolute error")),
+    *(("bleu", "BLEU"), ("chrf", "chrF"), ("rouge l", "ROUGE-L"), ("rouge ", "ROUGE-")),
+    *(("r2", "R²"), ("pearson", "Pearson correlation"), ("spearman", "Spearman correlation")),
+)
+"""Parts of names of scores, and what they are in words."""
+
+
 def title(name: str) -> str:
     """The name of a score in words: macro_f1 is macro F1."""
-    for short, words in (("_", " "), ("f1", "F1"), ("matthews", "Matthews correlation"), ("rmse", "RMSE")):
+    for short, words in SHORT:
         name = name.replace(short, words)
     return name
 

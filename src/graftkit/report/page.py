@@ -12,19 +12,34 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
+from graftkit.metrics import classification as classes
+from graftkit.metrics import regression as numbers
+from graftkit.metrics import tagging as tags
+from graftkit.metrics.answers import SCORING as ANSWERS
+from graftkit.metrics.generation import SCORING as WRITING
+from graftkit.metrics.language import CAUSAL
+from graftkit.metrics.masked_language import SCORING as FILLING
 from graftkit.report import (
+    answers,
     audit,
     baselines,
     classification,
     error_browser,
     explanations,
     figures,
+    filled_gaps,
     folds,
+    hard_words,
     html,
+    language,
+    masked_language,
+    multi_label,
     pictures,
     probabilities,
+    regression,
     sections,
     seeds,
+    sequence_to_sequence,
     simple_tags,
     slices,
     tagging,
@@ -32,9 +47,15 @@ from graftkit.report import (
 )
 from graftkit.report.markdown import decimals, number, title, with_interval
 from graftkit.report.reading import CLASSIFIERS, SPLITS, Reading, read_folder, read_run
+from graftkit.report.simple_rows import SimpleRows
 from graftkit.report.tables import read_rows, written_aside
 
-TASKS = {**dict.fromkeys(CLASSIFIERS, classification), "token-classification": tagging}
+TASKS = {**dict.fromkeys(CLASSIFIERS, classification), "token-classification": tagging, "text-regression": regression}
+TASKS["fill-mask"] = masked_language
+TASKS["question-answering"] = answers
+TASKS["multi-label-classification"] = multi_label
+TASKS["text-generation"] = language
+TASKS["text2text-generation"] = sequence_to_sequence
 """For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`; and
 `additions`, what its page shows besides, where `FIGURES` names no other module for that."""
 
@@ -49,10 +70,28 @@ PARTS: dict[str, dict[str, Any]] = {
         "Why did it say that?": explanations,
         "Are the labels right?": audit,
         "Over seeds": seeds,
-        "Over folds": folds,
+        "Over folds": folds.Folds(classes.score_records),
     }
     for name in CLASSIFIERS
-} | {"token-classification": {"Against simple answers": simple_tags}}
+} | {
+    "token-classification": {
+        "Against simple answers": simple_tags,
+        "Over seeds": seeds,
+        "Over folds": folds.Folds(tags.score_records),
+    },
+    "text-regression": {"Against simple answers": SimpleRows(numbers.SCORING, numbers.HEADLINES[0])},
+    "text-generation": {"Against simple answers": SimpleRows(CAUSAL, "perplexity", "loss")},
+}
+PARTS["multi-label-classification"] = {"Against simple answers": multi_label.SimpleSets()}
+PARTS["question-answering"] = {"Against simple answers": SimpleRows(ANSWERS, "f1")}
+PARTS["text2text-generation"] = {
+    "Against simple answers": sequence_to_sequence.SimpleTexts(WRITING, sequence_to_sequence.REPORTED[0])
+}
+PARTS["fill-mask"] = {
+    "Against simple answers": SimpleRows(FILLING, "perplexity", "loss"),
+    "Filled gaps": filled_gaps,
+    "Words that it fills in badly": hard_words,
+}
 """For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
 
 Each has `NAME`, under which metrics.json holds what it measured; `measure(reading)`, which returns that as plain JSON,
@@ -72,7 +111,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     if task is None:
         raise UserError(f"{folder / 'run.json'}: no report for the task {run.get('task')!r}; known: {', '.join(TASKS)}")
     if "seeds" in run:
-        return _write_over_seeds(Reading(folder, run, run["labels"], {}))
+        return _write_over_seeds(Reading(folder, run, run["labels"], {}), task)
     reading = read_folder(folder, ("test",) if sections.is_evaluation(run) else SPLITS)
     metrics = {split: task.measure(reading, split) for split in reading.records}
     parts = PARTS[run["task"]]
@@ -107,10 +146,10 @@ def write_report(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def _write_over_seeds(reading: Reading) -> dict[str, Any]:
+def _write_over_seeds(reading: Reading, task: Any) -> dict[str, Any]:
     """The report of a folder that holds a run for each seed."""
     folder, run = reading.folder, reading.run
-    found = seeds.measure(reading)
+    found = seeds.gather(reading, task, PARTS[run["task"]].get("Against simple answers"))
     chapters = {
         "Over seeds": seeds.chapter(found, reading),
         "Rows that change with the seed": seeds.disagreements(found, reading),

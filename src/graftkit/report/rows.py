@@ -64,12 +64,12 @@ def scores(metrics: Mapping[str, Any], run: Mapping[str, Any], meanings: Mapping
     lines = []
     for name in sorted(test["scores"], key=lambda name: name != first):
         words = f"**{title(name)}**" if name == first else title(name)
-        lines.append((words, *_cells(test, name), _cells(dev, name)[0] if dev else "–", meanings[name]))
+        lines.append((words, *_cells(test, name), *([_cells(dev, name)[0]] if dev else []), meanings[name]))
     for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
         value, interval = told(answer["headline"]["value"], answer["headline"])
         words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
-        lines.append((words, value, interval, "–", "for comparison"))
-    header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
+        lines.append((words, value, interval, *(["–"] if dev else []), "for comparison"))
+    header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
     groups = test.get("groups")
     unit = f"the {groups['count']:,} groups" if groups else plural(test["rows"], noun)
     sure = (
@@ -79,7 +79,7 @@ def scores(metrics: Mapping[str, Any], run: Mapping[str, Any], meanings: Mapping
         "has the interval of Clopper and Pearson.)"
     )
     not_dev = f"The dev {noun}s chose which weights to keep, so the dev scores tend to be too good." if dev else ""
-    return "\n\n".join(part for part in (table(header, lines, numbers=[1, 3]), sure, not_dev) if part)
+    return "\n\n".join(part for part in (table(header, lines, numbers=[1, 3] if dev else [1]), sure, not_dev) if part)
 
 
 def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:

@@ -46,6 +46,13 @@ def is_folds(run: Mapping[str, Any]) -> bool:
     return "folds" in run
 
 
+def apart(run: Mapping[str, Any]) -> str:
+    """What a run can say of its test rows; of a model from elsewhere nobody knows it here."""
+    if is_folds(run):
+        return f", each answered by the one of {len(run['folds'])} models that had not seen it"
+    return "" if is_evaluation(run) else " that it was not trained on"
+
+
 def has_no_model(run: Mapping[str, Any]) -> bool:
     """Whether the folder tells of no training of one model: an evaluation, folds, or several seeds."""
     return is_evaluation(run) or "seeds" in run
@@ -303,7 +310,8 @@ def _lengths(run: Mapping[str, Any]) -> str:
         sentences.append(f"the model reads at most {_count(lengths['max_length'])}")
     windowed = lengths.get("windowed_rows")
     if windowed:
-        sentences.append(f"{plural(windowed, 'longer one was', 'longer ones were')} read in windows that overlap")
+        overlap = "" if run["task"] == "fill-mask" else " that overlap"
+        sentences.append(f"{plural(windowed, 'longer one was', 'longer ones were')} read in windows{overlap}")
     elif cut is not None:
         sentences.append(
             f"{plural(cut, f'longer {noun} was', f'longer {noun}s were')} cut ({percent(share)})"

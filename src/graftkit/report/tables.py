@@ -46,7 +46,7 @@ def write_predictions(folder: Path, split: str, records: Sequence[Mapping[str, A
 
     Where a row has any number of labels, label and prediction are lists. Where each word has a label (`of_words`), so
     are logits and probabilities: those of the first word in the order of `labels`, then those of the second, and so on.
-    Where rows have no class, the columns are the fields of the records: str, list of str, int, float or None.
+    Where rows have no class, the columns are the fields of the records: str, int, float, list of str or of float, None.
     """
     if of_words(records):
         columns = _word_columns(records)
@@ -74,8 +74,10 @@ def _field_columns(records: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
     columns = {}
     for name in records[0]:
         values = [record[name] for record in records]
+        first = next((value for value in values if value), "")
+        numbers = isinstance(first, list) and isinstance(first[0], float)
         kind = next((type(value) for value in values if value is not None), str)
-        columns[name] = pa.array(values, kinds[kind])
+        columns[name] = pa.array(values, pa.list_(pa.float64()) if numbers else kinds[kind])
     return columns
 
 

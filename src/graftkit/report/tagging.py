@@ -199,12 +199,12 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     lines = []
     for name in sorted(test["scores"], key=lambda name: name != first):
         words = f"**{title(name)}**" if name == first else title(name)
-        lines.append((words, *_cells(test, name), _cells(dev, name)[0] if dev else "–", MEANINGS[name]))
+        lines.append((words, *_cells(test, name), *([_cells(dev, name)[0]] if dev else []), MEANINGS[name]))
     for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
         value, interval = told(answer["headline"]["value"], answer["headline"])
         words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
-        lines.append((words, value, interval, "–", "the score of a simple answer, for comparison"))
-    header = ("Score", "Test", f"{LEVEL:.0%} interval", "Dev", "What it says")
+        lines.append((words, value, interval, *(["–"] if dev else []), "the score of a simple answer, for comparison"))
+    header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
     groups = test.get("groups")
     unit = f"the {groups['count']:,} groups" if groups else plural(test["rows"], "sentence")
     sure = (
@@ -217,7 +217,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         PLAIN: "Tags are plain, so each word is scored by itself.",
         "BIO": "Entities are counted as seqeval counts: an I- tag without a B- before it begins an entity.",
     }.get(test["scheme"], f"Entities are counted as seqeval counts in its strict mode for {test['scheme']}.")
-    parts = [table(header, lines, numbers=[1, 3]), counted, sure]
+    parts = [table(header, lines, numbers=[1, 3] if dev else [1]), counted, sure]
     if dev:
         parts.append("The dev sentences chose which weights to keep, so the dev scores tend to be too good.")
     return "\n\n".join(parts)

@@ -11,7 +11,7 @@ from graftkit.export import load_saved, save_model, snippet
 from graftkit.metrics import classification
 from graftkit.records import label_records
 from graftkit.task import Baseline, Batch, Kept, Record, Row
-from graftkit.text import encode, join_rows, pad, text_hash, text_measures, token_lengths
+from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +32,11 @@ class TextClassification:
     cuts = True
     workers = 0
     auto_class = "AutoModelForSequenceClassification"
+    problem_type = "single_label_classification"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str], *, pairs: bool = False):
         self.tokenizer = tokenizer
+        self.pairs = pairs
         self.labels = labels
         self.index = {label: i for i, label in enumerate(labels)}
 
@@ -82,12 +84,7 @@ class TextClassification:
 
     def overlong(self, rows: Sequence[Row]) -> Row:
         """The texts of the first rows, joined, twice as many tokens as the model reads."""
-        import numpy as np
-
-        tokens = np.maximum(1, self.lengths(rows) - self.tokenizer.num_special_tokens_to_add())
-        times, rest = divmod(2 * self.tokenizer.model_max_length, int(tokens.sum()))
-        joined = times * len(rows) + int(np.searchsorted(np.cumsum(tokens), rest)) + 1
-        return join_rows(rows, joined) | {"label": self.labels[0]}
+        return join_to_cut(self.tokenizer, rows) | {"label": self.labels[0]}
 
     def kept(self, row: Row) -> Kept:
         """The text, or pair of texts; its tokens before it is cut, and how many of them are unknown."""
@@ -108,4 +105,4 @@ class TextClassification:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers, or what PEFT needs for an adapter."""
-        return snippet(folder, hub_id)
+        return snippet(folder, hub_id, pairs=self.pairs)

@@ -1,0 +1,96 @@
+"""Fine-tune a model that writes: a pretrained GPT-style checkpoint, and your documents, chats, or prompts with answers.
+
+    accelerate launch recipes/generate.py --data.path letters/ --backbone.name gpt2
+
+Plain text files, tables with a column of texts, chats (`messages`), or `prompt` and `completion`, of which the answers
+alone are learnt. With no arguments it trains a small network that nobody has trained before, so that it runs without
+a network, on short customer messages. Every setting: --help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from graftkit.adapt import AdaptConfig, adapt
+from graftkit.before import ask_before
+from graftkit.config import start
+from graftkit.data.chats import GenerateDataConfig, load_to_generate
+from graftkit.data.turns import Reader
+from graftkit.errors import UserError
+from graftkit.finish import finish
+from graftkit.heads import load_headless
+from graftkit.quantize import QuantizedBackboneConfig, quantization
+from graftkit.rehearse import rehearse
+from graftkit.report import RowsReportConfig
+from graftkit.run import RunConfig, open_run
+from graftkit.samples import draw_samples
+from graftkit.several import several_asked
+from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
+from graftkit.text import load_tokenizer, measure
+from graftkit.train import TrainConfig, train
+
+UNTRAINED = TrainConfig(epochs=8, lr=3e-3)
+"""How a network learns that nobody has trained, where the user sets nothing of `train`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that the user may set."""
+
+    backbone: QuantizedBackboneConfig = field(default_factory=lambda: QuantizedBackboneConfig(name="demo-gpt"))
+    data: GenerateDataConfig = field(default_factory=GenerateDataConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    report: RowsReportConfig = field(default_factory=RowsReportConfig)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    if several_asked(config):
+        raise UserError("--run.seeds and --data.folds: no report over several yet; use --run.seed, --data.fold")
+    bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge)
+    untrained = config.backbone.name == "demo-gpt"
+    if untrained and config.train == TrainConfig():
+        config = replace(config, train=UNTRAINED)
+    run = open_run("generate", config)
+    if untrained:
+        run.say(
+            "demo-gpt is a small network that nobody has trained: what it writes, it learnt here alone. Name a "
+            "pretrained checkpoint with --backbone.name, such as gpt2"
+        )
+
+    with run.phase("data"):
+        tokenizer = load_tokenizer(config.backbone)
+        reader, length = Reader(tokenizer), tokenizer.model_max_length
+        wanted = (config.report.columns, config.report.group)
+        splits = load_to_generate(config.data, config.run.seed, reader, length, *wanted)
+        task = CausalLanguageModelling(reader, splits.test.column_names, config.generate)
+        run.introduce(task, splits)
+        lengths = measure(run, task, splits)
+
+    with run.phase("backbone"):
+        headed = load_headless(config.backbone, "AutoModelForCausalLM", "CAUSAL_LM", config.run.seed, **bits)
+        if not task.try_packing(headed.model):
+            run.say("this network does not keep packed documents apart, so each is padded in a line of its own")
+    before = ask_before(run, task, headed, splits, lengths)
+    draw_samples(run, task, headed.model, splits, "before")
+    adapted = adapt(headed, config.adapt)
+    run.describe(adapted, config)
+
+    windows = replace(splits, train=task.in_windows(splits.train))
+    tokens = {**lengths, "train": task.lengths(windows.train)}
+    if config.run.dry_run:
+        return rehearse(run, task, adapted, windows, tokens, config.train)
+
+    with run.phase("train"):
+        model = train(run, task, adapted, windows, tokens, config.train)
+    draw_samples(run, task, model, splits, "after")
+
+    return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge, before=before)
+
+
+if __name__ == "__main__":
+    start(main, Config, description=__doc__)

@@ -1,0 +1,157 @@
+"""Which tokens does a text have, and which of them are to be foreseen?
+
+Of a document all: it begins with the tokenizer's beginning-of-text token (or its end-of-text token, where it has none),
+from which the first token is foreseen, and ends with its end-of-text token, which is foreseen too. Of a chat, and of a
+prompt with its completion, the answers alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from graftkit.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # in place of a token that is not to be foreseen, as torch's cross-entropy has it
+OVERLAP = 4  # a window shares one of so many parts with the one before it
+FIRST_WORDS = 6  # of a document, that a sample goes on from
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with which a template marks what the assistant says
+
+
+class Tokens(NamedTuple):
+    """A row as tokens."""
+
+    ids: list[int]
+    counted: list[bool]  # which are to be foreseen; never the first
+    bytes: int  # of the text that they write, in UTF-8
+
+
+class Window(NamedTuple):
+    """What a model reads at once."""
+
+    inputs: list[int]
+    targets: list[int]  # what follows each input, or IGNORED
+
+
+class Reader:
+    """Rows as tokens: those with `text`, with `chat` (a JSON list of messages), or with `prompt` and `completion`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if tokenizer.eos_token_id is None:
+            raise UserError("--backbone.name: its tokenizer has no end-of-text token, so no text could ever end")
+        self.tokenizer = tokenizer
+        self.end = tokenizer.eos_token_id
+        self.begin = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.template = tokenizer.chat_template is not None
+
+    def read(self, row: Mapping[str, Any]) -> Tokens:
+        """All tokens of a row. ValueError, with the reason, for a chat in which the answers cannot be found."""
+        if row.get("text") is not None:
+            ids = [self.begin, *self._ids(row["text"]), self.end]
+            return Tokens(ids, [False] + [True] * (len(ids) - 1), _bytes(row["text"]))
+        messages = self._messages(row)
+        if messages is not None:
+            ids, counted = self._read_chat(messages)
+            return Tokens(ids, counted, sum(_bytes(one["content"]) for one in messages if one["role"] == "assistant"))
+        prompt, answer = self._prompt(row["prompt"]), [*self._ids(row["completion"]), self.end]
+        return Tokens(prompt + answer, [False] * len(prompt) + [True] * len(answer), _bytes(row["completion"]))
+
+    def start(self, row: Mapping[str, Any]) -> tuple[str, list[int]]:
+        """What a model is asked to go on from, as people see it and as tokens.
+
+        The first words of a document, half of it at most; a prompt; a chat up to its first answer.
+        """
+        if row.get("text") is not None:
+            words = list(re.finditer(r"\S+", row["text"]))
+            last = words[max(0, min(FIRST_WORDS, len(words) // 2) - 1)]
+            begun = row["text"][: min(last.end(), -(-len(row["text"]) // 2))]  # not all scripts have blanks
+            return begun, [self.begin, *self._ids(begun)]
+        messages = self._messages(row)
+        if messages is None:
+            return row["prompt"], self._prompt(row["prompt"])
+        first = next(place for place, one in enumerate(messages) if one["role"] == "assistant")
+        asked = messages[:first]
+        return "\n\n".join(one["content"] for one in asked), self._template(asked, add_generation_prompt=True)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _prompt(self, text: str) -> list[int]:
+        """A prompt as the tokenizer begins a text by itself, so that whoever asks the model asks as it learnt."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids[:-1] if ids[-1:] == [self.end] else ids
+
+    def _messages(self, row: Mapping[str, Any]) -> list[dict[str, str]] | None:
+        """The messages of a chat; of a prompt with its completion, where the tokenizer knows how chats are written."""
+        if row.get("chat") is not None:
+            return json.loads(row["chat"])
+        if not self.template:
+            return None
+        pair = (("user", row["prompt"]), ("assistant", row["completion"]))
+        return [{"role": role, "content": content} for role, content in pair]
+
+    def _read_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
+        """A chat as the template writes it, and which tokens are answers.
+
+        The template says so where it marks them. Else they are what comes with each turn of the assistant, up to its
+        end-of-text token: the chat up to the turn, and with it, must be the beginning of the whole.
+        """
+        if GENERATION.search(self.tokenizer.get_chat_template()):
+            written = self._apply(messages, return_dict=True, return_assistant_tokens_mask=True)
+            counted = [bool(one) for one in written["assistant_masks"]]
+            if not any(counted):
+                raise ValueError("an answer that the chat template does not mark")
+            return list(written["input_ids"]), [False, *counted[1:]]
+        whole = self._template(messages)
+        counted = [False] * len(whole)
+        for place in (place for place, one in enumerate(messages) if one["role"] == "assistant"):
+            before = self._template(messages[:place], add_generation_prompt=True)
+            after = self._template(messages[: place + 1])
+            if whole[: len(before)] != before or whole[: len(after)] != after or len(before) >= len(after):
+                raise ValueError("an answer that cannot be found, since the chat template rewrites earlier turns")
+            said = after[len(before) :]
+            if self.end in said:
+                said = said[: len(said) - said[::-1].index(self.end)]
+            counted[len(before) : len(before) + len(said)] = [True] * len(said)
+        return whole, counted
+
+    def _template(self, messages: Sequence[Mapping[str, str]], **how: Any) -> list[int]:
+        return list(self._apply(messages, return_dict=True, **how)["input_ids"])
+
+    def _apply(self, messages: Sequence[Mapping[str, str]], **how: Any) -> Any:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, **how)
+        except TemplateError as error:
+            raise ValueError(f"a chat that the chat template refuses ({' '.join(str(error).split())})") from error
+
+
+def windows(tokens: Tokens, length: int) -> list[Window]:
+    """What a model that reads `length` tokens at once reads of a row: every counted token is a target exactly once.
+
+    A window repeats the last quarter of the one before it, as context. One without targets is left out, and so is what
+    follows the last target of one.
+    """
+    inputs, following = tokens.ids[:-1], tokens.ids[1:]
+    targets = [id if counts else IGNORED for id, counts in zip(following, tokens.counted[1:], strict=True)]
+    found, told = [], 0
+    for start in range(0, len(inputs), length - length // OVERLAP):
+        stop = min(start + length, len(inputs))
+        here = [IGNORED] * (told - start) + targets[told:stop]
+        last = max((place for place, target in enumerate(here) if target != IGNORED), default=None)
+        if last is not None:
+            found.append(Window(inputs[start : start + last + 1], here[: last + 1]))
+        told = stop
+        if stop == len(inputs):
+            break
+    return found
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
