@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROWS = {"train": 1000, "dev": 80, "test": 200}
-UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
-UNITS += "seventeen eighteen nineteen".split()
-TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
-ORDINALS = "_ first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth".split()
-ORDINALS += "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split()
-MONTHS = "january february march april may june july august september october november december".split()
+NAMES = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
+_ _ twenty thirty forty fifty sixty seventy eighty ninety
+_ first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth
+january february march april may june july august september october november december
+"""
+UNITS, TENS, ORDINALS, MONTHS = (line.split() for line in NAMES.strip().splitlines())
+UNITS += ["nineteen"]
+ORDINALS += ["sixteenth", "seventeenth", "eighteenth", "nineteenth", "twentieth"]
 FRAMES = """
 please move the meeting to {date} at {time}
 can you book a table for us on {date} at {time}

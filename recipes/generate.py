@@ -17,7 +17,6 @@ from graftkit.before import ask_before
 from graftkit.config import start
 from graftkit.data.chats import GenerateDataConfig, load_to_generate
 from graftkit.data.turns import Reader
-from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.heads import load_headless
 from graftkit.quantize import QuantizedBackboneConfig, quantization
@@ -25,7 +24,7 @@ from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
 from graftkit.samples import draw_samples
-from graftkit.several import several_asked
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
@@ -50,7 +49,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
-        raise UserError("--run.seeds and --data.folds: no report over several yet; use --run.seed, --data.fold")
+        return run_several("generate", main, config)
     bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge)
     untrained = config.backbone.name == "demo-gpt"
     if untrained and config.train == TrainConfig():
@@ -73,6 +72,8 @@ def main(config: Config) -> dict[str, Any]:
 
     with run.phase("backbone"):
         headed = load_headless(config.backbone, "AutoModelForCausalLM", "CAUSAL_LM", config.run.seed, **bits)
+        if bits:
+            run.say("frozen weights have 4 bits while LoRA trains; scores are of whole ones, as others load them")
         if not task.try_packing(headed.model):
             run.say("this network does not keep packed documents apart, so each is padded in a line of its own")
     before = ask_before(run, task, headed, splits, lengths)

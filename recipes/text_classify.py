@@ -35,7 +35,7 @@ from graftkit.train import TrainConfig, train
 LOADERS = {"single": load_splits, "multi": load_label_sets, "regression": load_numbers}
 TASKS = {
     "single": lambda tokenizer, splits: TextClassification(tokenizer, splits.labels, pairs=splits.pairs),
-    "multi": lambda tokenizer, splits: MultiLabelClassification(tokenizer, splits.labels),
+    "multi": lambda tokenizer, splits: MultiLabelClassification(tokenizer, splits.labels, pairs=splits.pairs),
     "regression": TextRegression.of,
 }
 

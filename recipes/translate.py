@@ -1,7 +1,8 @@
 """Fine-tune a writer of texts from texts: a pretrained T5-, BART- or Marian-style checkpoint, your pairs of texts.
 
-    accelerate launch recipes/translate.py --data.path opus_books --data.subset de-en --data.source en --data.target de \\
-        --backbone.name google-t5/t5-small --data.prefix "translate English to German: " --train.lr 1e-4 --train.epochs 3
+    accelerate launch recipes/translate.py --data.path opus_books --data.subset de-en --data.source en \\
+        --data.target de --data.prefix "translate English to German: " --backbone.name google-t5/t5-small \\
+        --train.lr 1e-4 --train.epochs 3
 
 Translation, summarisation, rewriting: whatever makes one text of another. With no arguments it teaches a small T5 that
 nobody has trained, built on the spot, to write dates, times and sums of money as figures, from sentences made by rules.
@@ -53,6 +54,8 @@ def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
         raise UserError("--run.seeds and --data.folds: no report over several writers yet; use --run.seed, --data.fold")
+    if not config.run.keep_rows:
+        raise UserError("--run.keep_rows false: scores follow from the texts in the run's tables; leave it out")
     run = open_run("translate", config)
 
     with run.phase("data"):

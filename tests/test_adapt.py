@@ -8,8 +8,8 @@ from graftkit.adapt import AdaptConfig, adapt, find_blocks, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.errors import UserError
 from graftkit.heads import head_modules, load_classifier
-from graftkit.text import load_tokenizer
 from graftkit.tasks.sequence_to_sequence import load_writer
+from graftkit.text import load_tokenizer
 
 LABELS = ["bird", "fruit", "tool"]
 

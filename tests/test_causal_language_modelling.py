@@ -277,6 +277,15 @@ def test_a_tokenizer_of_more_tokens_than_the_network_is_refused(task):
         task.try_packing(small)
 
 
+def test_a_network_that_reads_from_both_sides_is_refused(task):
+    import transformers as t
+
+    config = t.RobertaConfig(**{k: v for k, v in SIZE.items() if k != "num_key_value_heads"}, pad_token_id=0)
+    with pytest.raises(UserError, match="RobertaForCausalLM reads a text from both sides") as refused:
+        task.try_packing(t.AutoModelForCausalLM.from_config(config))
+    assert "\n" not in str(refused.value)
+
+
 def test_rows_are_known_by_their_texts(reader):
     chat = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     reader.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"

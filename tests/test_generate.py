@@ -203,8 +203,6 @@ def test_a_head_that_is_not_new_is_not_trained_alone(writer):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--run.seeds", "0", "1"),
-        ("--data.folds", "3"),
         ("--report.audit", "true"),
         ("--run.headline", "token_accuracy"),
         ("--backbone.quantize", "4bit"),
@@ -221,6 +219,22 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, writer, prompts, words,
     assert words[0] in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "RUN", "a.csv"),
+        ("evaluate", "RUN", "--data.path", "a.csv"),
+        ("calibrate", "RUN", "--out", "OUT"),
+        ("push", "RUN", "someone/name"),
+    ],
+)
+def test_commands_that_cannot_say_so_in_one_line(made, tmp_path, capsys, words):
+    (tmp_path / "a.csv").write_text("text\nwords\n")
+    places = {"RUN": made[0], "OUT": tmp_path / "out", "a.csv": tmp_path / "a.csv"}
+    assert cli.main([str(places.get(word, word)) for word in words]) != 0
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 # the demo

@@ -10,7 +10,7 @@ import pytest
 from graftkit.metrics import generation, sums
 from graftkit.metrics.generation import LOSS_ALONE, SCORING
 
-WORDS = "the a cat sat on mat, and Hund läuft über 3.5 % (no) it's .".split()
+WORDS = ["the", "a", "cat", "sat", "on", "mat,", "and", "Hund", "läuft", "über", "3.5", "%", "(no)", "it's", "."]
 
 
 def record(written: str, wanted: str, loss: float = 1.0, tokens: int = 2) -> dict:

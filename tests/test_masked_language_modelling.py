@@ -15,6 +15,8 @@ from graftkit.backbone import BackboneConfig
 from graftkit.data.splits import Splits
 from graftkit.errors import UserError
 from graftkit.heads import load_masked_language_model
+from graftkit.report import hard_words
+from graftkit.report.filled_gaps import marked
 from graftkit.tasks.masked_language_modelling import (
     MaskConfig,
     MaskedLanguageModelling,
@@ -266,6 +268,39 @@ def test_the_head_is_what_is_new_and_not_the_embeddings(checkpoint):
     lines = []
     say_whose_head(SimpleNamespace(say=lines.append), headed)
     assert "so a new one is trained, but for its last matrix, which is that of the embeddings" in lines[0]
+
+
+# what is shown of it
+
+
+def test_gaps_are_shown_with_what_was_said_before_and_now():
+    row = {"text": "the old  <saw>, here", "hidden": "[[4, 7], [10, 13]]"}
+    record = {"words": ["old", "saw"], "filled": ["old", "a*b"]}
+    assert marked(row, record) == "the **old** (right) &lt;**saw** (“a\\*b”)&gt;, here"
+    said = marked(row, record, ["new", "saw"])
+    assert said == "the **old** (before “new”, now right) &lt;**saw** (before right, now “a\\*b”)&gt;, here"
+    long = {"text": "ab " * 200 + "pear" + " cd" * 200, "hidden": "[[600, 604]]"}
+    part = marked(long, {"words": ["pear"], "filled": ["fig"]})
+    assert "**pear** (“fig”)" in part
+    assert part.startswith("… ab")
+    assert part.endswith("cd …") or part.endswith("c …")
+    assert len(part) < 350
+
+
+def test_words_are_hard_by_their_mean_loss():
+    records = [
+        {"words": ["the", "saw"], "filled": ["the", "pear"], "losses": [0.5, 4.0]},
+        {"words": ["the", "saw", "fig"], "filled": ["a", "pear", "the"], "losses": [1.5, 5.0, 9.0]},
+        {"words": ["the", "saw"], "filled": ["the", "saw"], "losses": [1.0, 0.0]},
+    ]
+    found = hard_words.measure(SimpleNamespace(records={"test": records}))
+    assert found["at_least"] == 3
+    assert found["words"] == [
+        {"word": "saw", "hidden": 3, "right": 1, "mean_loss": 3.0, "taken_for": "pear"},
+        {"word": "the", "hidden": 3, "right": 2, "mean_loss": 1.0, "taken_for": "a"},
+    ]
+    few = hard_words.measure(SimpleNamespace(records={"test": records[:1]}))
+    assert [line["word"] for line in few["words"]] == ["saw", "the"]
 
 
 ARCHITECTURES = {

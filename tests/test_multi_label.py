@@ -168,6 +168,24 @@ def test_a_row_is_given_what_reaches_its_threshold():
     assert given(probabilities, np.array([0.95, 0.0]), ["x", "y"]) == [["y"], ["y"]]
 
 
+def test_before_thresholds_are_chosen_scores_are_those_at_the_ones_that_would_be():
+    from types import SimpleNamespace
+
+    from graftkit.tasks.multi_label_classification import MultiLabelClassification
+
+    records = [record | {"probabilities": record["probabilities"] / 3} for record in make(200)]
+    unsure = [record | {"prediction": []} for record in records]  # none reaches 0.5
+    task = MultiLabelClassification(SimpleNamespace(), LABELS)
+    before = task.score(unsure)["micro_f1"]
+    assert scores(unsure, LABELS)["micro_f1"] == 0
+    assert before > 0.5
+    decided = task.decide(unsure)
+    assert max(decided["thresholds"].values()) < 0.34
+    assert task.score(unsure)["micro_f1"] == 0  # records say by themselves what was given
+    again = [r | {"prediction": given(r["probabilities"][None], task.thresholds, LABELS)[0]} for r in unsure]
+    assert task.score(again)["micro_f1"] == before
+
+
 # simple answers
 
 

@@ -242,7 +242,7 @@ def test_a_text_is_the_one_of_the_task(translator, predict, tmp_path):
 def writer(tmp_path_factory, checkpoint):
     """Makes a causal model as the task saves it, with or without a chat template."""
     from graftkit.data.turns import Reader
-    from graftkit.heads import load_language_model
+    from graftkit.heads import load_headless
     from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
 
     def make(columns, template=None):
@@ -251,7 +251,8 @@ def writer(tmp_path_factory, checkpoint):
         tokenizer.chat_template = template
         task = CausalLanguageModelling(Reader(tokenizer), list(columns), GenerateConfig(max_new_tokens=6))
         run = tmp_path_factory.mktemp("run")
-        task.save(run / "model", load_language_model(config, 0).model.eval())
+        headed = load_headless(config, "AutoModelForCausalLM", "CAUSAL_LM", 0)
+        task.save(run / "model", headed.model.eval())
         write(run / "run.json", json.dumps({"task": task.name, "data": {"columns": columns}}))
         return Saved(task, task.load(run / "model"), run)
 

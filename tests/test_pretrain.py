@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_recipe, texts, write_csv
+from conftest import finish, launch_script, run_recipe, texts, write_csv
+from test_recipe_contract import TABLES, same_files, stop_after
 
 from graftkit import cli
 from graftkit.backbone import BackboneConfig, load_model
-from graftkit.errors import UserError
+from graftkit.errors import Stopped, UserError
 from graftkit.optim import leave_to_head, make_optimizer, set_lr
 from graftkit.report.tables import read_baselines, read_predictions
 
@@ -254,6 +256,32 @@ def test_the_rest_begins_with_a_warm_up_of_its_own():
     assert [rate[True] for rate in rates] == pytest.approx([0.1 * factor for factor in plain])
     rest = [set_lr(optimizer, update, 6, 0.2) for update in range(6)]
     assert [rate[False] for rate in rates] == pytest.approx([0.0] * 4 + [1e-2 * factor for factor in rest])
+
+
+@pytest.mark.parametrize("stopped", [2, 5])
+def test_a_run_that_was_stopped_before_or_after_the_rest_began_goes_on_to_the_same_end(
+    tmp_path, checkpoint, documents, monkeypatch, stopped
+):
+    words = ("--train.head_first", 0.3, "--train.epochs", 1)  # the head is alone in 2 of the 6 updates
+    source = checkpoint("bert", dropout=0.1)
+    whole, metrics = train(tmp_path / "whole", source, documents, *words)
+    with monkeypatch.context() as patched:
+        stop_after(stopped, patched)
+        with pytest.raises(Stopped, match=f"after update {stopped}, which is saved"):
+            train(tmp_path / "parts", source, documents, *words)
+    parts, same = train(tmp_path / "parts", source, documents, *words, "--run.resume")
+    assert same == metrics
+    same_files(whole, parts, ["model/model.safetensors", *TABLES, "log.jsonl", "metrics.json"])
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_bytes_that_one_writes(tmp_path, checkpoint, documents):
+    script, source = Path(__file__).parent / "untrained.py", checkpoint("bert", dropout=0.1)
+    words = ("--backbone.name", source, "--data.path", documents, "--run.precision", "fp32")
+    for processes in (1, 2):
+        out = ("--run.out", tmp_path / str(processes))
+        finish(launch_script(script, "pretrain", *words, *out, processes=processes))
+    same_files(tmp_path / "1", tmp_path / "2", [*TABLES, "baselines-test.parquet", "metrics.json"])
 
 
 # what is refused

@@ -114,7 +114,7 @@ def test_it_overfits_eight_rows_some_of_several_windows(checkpoint, kind):
     assert [] in [row["answers"] for row in rows]
     batch = batch_of(task, rows)
     adapted.model.train()
-    for _ in range(80):
+    for _ in range(160):
         loss = task.loss(adapted.model, batch) / task.count(batch)
         loss.backward()
         optimizer.step()
@@ -216,7 +216,8 @@ def test_the_threshold_that_is_chosen_on_dev_is_used(checkpoint):
     decision = task.decide(before)
     assert decision["threshold"] == task.threshold != 0
     after = ask(task, model, rows)
-    assert task.score(after)["f1"] == pytest.approx(decision["dev_f1"]) >= decision["dev_f1_at_0"]
+    assert task.score(after)["f1"] == pytest.approx(decision["dev_f1"])
+    assert decision["dev_f1"] >= decision["dev_f1_at_0"]
     assert task.score(before)["f1"] == pytest.approx(decision["dev_f1_at_0"])
     assert [record["best"] for record in after] == [record["best"] for record in before]
 
@@ -225,7 +226,7 @@ def test_texts_that_are_hard_to_read(checkpoint):
     task, headed = make(checkpoint, "bert")
     model = shake(headed.model)
     endless = question("x", "the old apple", "fruit") | {"question": "why " * 200}
-    nothing = question("x", "\x00\u200b", "fruit")
+    nothing = question("x", " \n", "fruit")
     blanks = question("x", "  apple \n", "fruit") | {"answers": ["  apple "], "starts": [0]}
     records = ask(task, model, [endless, nothing, blanks])
     assert records[0]["best"] in endless["context"]

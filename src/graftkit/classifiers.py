@@ -416,6 +416,10 @@ def _tag_words(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Modul
     return TokenClassification(tokenizer, found.labels)
 
 
+def _classify_texts(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
+    return TextClassification(tokenizer, found.labels, pairs=found.columns.get("text_pair") is not None)
+
+
 def _give_number(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> Task:
     from graftkit.tasks.text_regression import TextRegression
 
@@ -500,9 +504,7 @@ class Made:
 
 
 TEXTS = {
-    "text-classification": Made(
-        TextClassification.auto_class, lambda found, tokenizer, model: TextClassification(tokenizer, found.labels)
-    ),
+    "text-classification": Made(TextClassification.auto_class, _classify_texts),
     "token-classification": Made(TokenClassification.auto_class, _tag_words),
     "text-regression": Made(TextClassification.auto_class, _give_number),
     "multi-label-classification": Made(TextClassification.auto_class, _give_labels),

@@ -4,6 +4,7 @@ Pictures: `load_pictures(ImageDataConfig(path=...), seed=0)`. `load_test_texts` 
 `load_test_pictures` read the rows to score a finished model on.
 """
 
+from graftkit.data.chats import GenerateDataConfig, load_to_generate
 from graftkit.data.files import Table, read_file
 from graftkit.data.label_sets import load_label_sets
 from graftkit.data.picture_rows import ImageDataConfig, load_pictures, load_test_pictures
@@ -14,6 +15,7 @@ from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 
 __all__ = [
     "DataConfig",
+    "GenerateDataConfig",
     "ImageDataConfig",
     "RowsToScore",
     "Splits",
@@ -27,5 +29,6 @@ __all__ = [
     "load_tagged",
     "load_test_pictures",
     "load_test_texts",
+    "load_to_generate",
     "read_file",
 ]

@@ -34,8 +34,8 @@ class Tokens(NamedTuple):
 class Window(NamedTuple):
     """What a model reads at once."""
 
-    inputs: list[int]
-    targets: list[int]  # what follows each input, or IGNORED
+    inputs: Sequence[int]
+    targets: Sequence[int]  # what follows each input, or IGNORED
 
 
 class Reader:
@@ -77,6 +77,20 @@ class Reader:
         first = next(place for place, one in enumerate(messages) if one["role"] == "assistant")
         asked = messages[:first]
         return "\n\n".join(one["content"] for one in asked), self._template(asked, add_generation_prompt=True)
+
+    def ask(self, row: Mapping[str, Any]) -> list[int]:
+        """What a model is to go on from, as tokens: all of a `text`, a `prompt`, or `messages` that want an answer.
+
+        ValueError, with the reason, where the tokenizer does not know how such messages are written.
+        """
+        if row.get("text") is not None:
+            return [self.begin, *self._ids(row["text"])]
+        if row.get("prompt") is not None and not self.template:
+            return self._prompt(row["prompt"])
+        if not self.template:
+            raise ValueError("its tokenizer has no chat template, which says how messages are written. Set --prompt")
+        messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+        return self._template(messages, add_generation_prompt=True)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -23,7 +23,7 @@ KEPT = 2**17  # pairs of texts whose counts are kept: every interval asks for th
 FIRST = ("rows", "exact", "rouge_1", "rouge_2", "rouge_l", "loss", "tokens")
 BLEU_FROM = len(FIRST)  # words written, words of the reference, n-grams that match (4), n-grams written (4)
 CHRF_FROM = BLEU_FROM + 2 + 2 * WORDS  # for each n up to 6: n-grams written, of the reference, that match
-HEADLINES = ("chrf", "bleu", "rouge_l", "rouge_1", "rouge_2", "exact_match", "log_loss")
+HEADLINES = ("log_loss", "chrf", "bleu", "rouge_l", "rouge_1", "rouge_2", "exact_match")
 
 
 def count(records: Records) -> np.ndarray:
@@ -50,7 +50,7 @@ def bleu(totals: np.ndarray) -> np.ndarray:
 
 
 def chrf(totals: np.ndarray) -> np.ndarray:
-    """chrF from 0 to 100 of totals (n, sums): (n,). Precision and recall are averaged over the orders that there are."""
+    """chrF from 0 to 100 of totals (n, sums): (n,). Precision and recall are averaged over the orders there are."""
     written, wanted, right = (totals[:, CHRF_FROM + part :: 3] for part in range(3))
     there = (written > 0) & (wanted > 0)
     orders = np.maximum(1, there.sum(axis=1))

@@ -59,7 +59,7 @@ def marked(
 ) -> str:
     """The part of a document around one of its hidden words, by its number, with all hidden words there marked."""
     text, spans = row["text"], json.loads(row["hidden"])
-    first = max(0, spans[around][0] - LETTERS // 2) if around else 0
+    first = spans[around][0] - LETTERS // 2 if spans[around][1] > LETTERS else 0
     last = first + LETTERS
     parts, done = ["… "] * (first > 0), first
     for number, (start, end) in enumerate(spans):

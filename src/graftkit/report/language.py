@@ -46,9 +46,10 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         f"likely ones; of {plural(test['tokens'], 'token')}, {percent(test['scores']['token_accuracy'])} are the ones "
         "that it held the likeliest. How well it foresees says little of whether what it writes is true."
     )
+    cautions = ["perplexities of models that cut words otherwise cannot be compared, bits per byte can"]
     if warnings := run.get("warnings"):
-        sentences.append(f"**Watch out:** the run gave {plural(len(warnings), 'warning')} (below).")
-    return " ".join(sentences)
+        cautions.append(f"the run gave {plural(len(warnings), 'warning')} (below)")
+    return " ".join([*sentences, f"**Watch out:** {'; '.join(cautions)}."])
 
 
 def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:

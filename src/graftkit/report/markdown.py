@@ -79,7 +79,8 @@ def rounded(score: Mapping[str, Any]) -> tuple[str, str, str]:
     """Value, low and high of a score, each with as many digits as the interval supports."""
     value = number(score["value"], decimals((score["high"] - score["low"]) / 2))
     places = len(value.partition(".")[2])
-    return value, f"{score['low'] + 0.0:.{places}f}", f"{score['high'] + 0.0:.{places}f}"
+    low, high = (f"{round(score[end], places) + 0.0:.{places}f}" for end in ("low", "high"))
+    return value, low, high
 
 
 def in_brackets(score: Mapping[str, Any]) -> str:

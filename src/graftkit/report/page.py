@@ -14,6 +14,7 @@ from typing import Any
 from graftkit.errors import UserError
 from graftkit.metrics import classification as classes
 from graftkit.metrics import regression as numbers
+from graftkit.metrics import sums
 from graftkit.metrics import tagging as tags
 from graftkit.metrics.answers import SCORING as ANSWERS
 from graftkit.metrics.generation import SCORING as WRITING
@@ -80,7 +81,11 @@ PARTS: dict[str, dict[str, Any]] = {
         "Over folds": folds.Folds(tags.score_records),
     },
     "text-regression": {"Against simple answers": SimpleRows(numbers.SCORING, numbers.HEADLINES[0])},
-    "text-generation": {"Against simple answers": SimpleRows(CAUSAL, "perplexity", "loss")},
+    "text-generation": {
+        "Against simple answers": SimpleRows(CAUSAL, "perplexity", "loss"),
+        "Over seeds": seeds,
+        "Over folds": folds.Folds(lambda records, labels: sums.score(CAUSAL, records)),
+    },
 }
 PARTS["multi-label-classification"] = {"Against simple answers": multi_label.SimpleSets()}
 PARTS["question-answering"] = {"Against simple answers": SimpleRows(ANSWERS, "f1")}

@@ -115,7 +115,7 @@ def additions(
 
 def _as_told(reading: Reading) -> Reading:
     """The reading with a score of texts as its headline: a loss may choose the epoch, and says little to people."""
-    if reading.run.get("headline") != "log_loss":
+    if reading.run.get("headline") in REPORTED:
         return reading
     return replace(reading, run={**reading.run, "headline": REPORTED[0]})
 
@@ -183,13 +183,16 @@ def _cut(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     cut, limits = look(run, "lengths", "cut"), look(run, "lengths")
     if cut:
         lines = [
-            (escape(split), *(f"{found[side]:,} ({percent(found[side], found['rows'])})" for side in ("sources", "targets")))
+            (
+                escape(split),
+                *(f"{found[side]:,} ({percent(found[side], found['rows'])})" for side in ("sources", "targets")),
+            )
             for split, found in cut.items()
         ]
         header = ("Split", "Sources cut", "Targets cut")
         parts += [
-            f"The model reads at most {limits['max_length']:,} tokens (words or parts of words) of a source, and learns "
-            f"at most {limits['targets']['max_length']:,} of a target. The rest of a longer one is cut off.",
+            f"The model reads at most {limits['max_length']:,} tokens (words or parts of words) of a source, and "
+            f"learns at most {limits['targets']['max_length']:,} of a target. The rest of a longer one is cut off.",
             table(header, lines, numbers=[1, 2]),
         ]
     made = run.get("generation") or {}
@@ -242,8 +245,8 @@ def _worst_texts(
     for record, score in zip(shown, scores, strict=True):
         source = rows_by_id.get(record["id"], {}).get("source")
         read = "*not kept*" if source is None else _cell(source)
-        true = "*not kept*" if source is None and record["id"] not in rows_by_id else _cell(record["label"])
-        lines.append((read, _cell(record["prediction"]), true, number(score, 0), escape(record["id"])))
+        texts = (_cell(record["prediction"]), _cell(record["label"]))
+        lines.append((read, *texts, number(score, 0), escape(record["id"])))
     header = ("Source", "What the model wrote", "True text", "chrF", "Row")
     return f"{intro}\n\n{table(header, lines, numbers=[3])}"
 

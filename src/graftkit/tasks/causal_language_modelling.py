@@ -119,10 +119,18 @@ class CausalLanguageModelling:
         self.packs = True
 
     def try_packing(self, model: nn.Module) -> bool:
-        """See whether the model keeps packed documents apart, and do without packing where it does not."""
+        """See whether the model keeps packed documents apart, and do without packing where it does not.
+
+        UserError for a model that cannot be one that writes.
+        """
         rows = model.get_input_embeddings().num_embeddings
         if len(self.tokenizer) > rows:
             raise UserError(f"--backbone.name: its tokenizer has {len(self.tokenizer)} tokens, the network only {rows}")
+        if reads_ahead(model, min(8, self.length), rows):
+            raise UserError(
+                f"--backbone.name: {type(model).__name__} reads a text from both sides, and would see what it is to "
+                "foresee; take a GPT-style checkpoint"
+            )
         self.packs = keeps_apart(model, min(8, self.length // 2), rows)
         return self.packs
 
@@ -138,7 +146,7 @@ class CausalLanguageModelling:
         for row in rows:
             here, _ = self._windows(row)
             ids += [row["id"] if len(here) == 1 else f"{row['id']}, window {place + 1}" for place in range(len(here))]
-            found += here
+            found += [Window(*(np.array(side, np.int32) for side in window)) for window in here]  # smaller than lists
         return Windows(ids, found)
 
     def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
@@ -261,10 +269,14 @@ class CausalLanguageModelling:
         return SNIPPET.format(load=load.format(folder=repr(hub_id or str(folder))), inputs=inputs)
 
     def write(self, model: nn.Module, row: Row, seed: int) -> tuple[str, str]:
-        """What a row begins with, and how the model goes on: the same for the same seed. UserError where none fits."""
+        """What a row begins with, and how the model goes on: the same for the same seed."""
+        begun, ids = self.reader.start(row)
+        return begun, self.go_on(model, ids, seed)
+
+    def go_on(self, model: nn.Module, ids: list[int], seed: int) -> str:
+        """What a model writes after these tokens, or after the last of them that leave it room: the same for a seed."""
         import torch
 
-        begun, ids = self.reader.start(row)
         ids = ids[-max(1, self.length - self.generate.max_new_tokens) :]
         device = next(model.parameters()).device
         inputs = torch.tensor([ids], device=device)
@@ -274,7 +286,7 @@ class CausalLanguageModelling:
             written = model.eval().generate(
                 input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings
             )
-        return begun, self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
+        return self.tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
 
     def _windows(self, row: Row) -> tuple[list[Window], int]:
         tokens = self.reader.read(row)
@@ -324,6 +336,20 @@ def pack(sizes: Sequence[int], length: int) -> list[list[int]]:
         if max(held) <= length:
             return [sorted(line) for line in lines]
     raise ValueError(f"a window longer than a line of {length} tokens")
+
+
+def reads_ahead(model: nn.Module, size: int, vocabulary: int) -> bool:
+    """Whether what a token is followed by changes what the model says of it."""
+    import torch
+
+    device, was = next(model.parameters()).device, model.training
+    ids = torch.arange(size, device=device)[None].repeat(2, 1) % vocabulary
+    ids[1, -1] = (ids[1, -1] + 1) % vocabulary
+    model.eval()
+    with torch.no_grad():
+        one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[:, :-1].float()
+    model.train(was)
+    return bool((one - other).abs().max() > APART * one.std()) if size > 1 else False
 
 
 def keeps_apart(model: nn.Module, size: int, vocabulary: int) -> bool:

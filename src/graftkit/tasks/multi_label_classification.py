@@ -37,7 +37,8 @@ class MultiLabelClassification:
     """Any number of labels per text, or pair of texts: binary cross-entropy over each logit of a classifier.
 
     A row is given the labels whose probability, the sigmoid of their logit, reaches a threshold: 0.5 while it trains,
-    then one for each label that is chosen on dev.
+    then one for each label that is chosen on dev. Until then scores are those at the thresholds that would be chosen:
+    where labels are rare, 0.5 gives none for many epochs, and no epoch could be told from another.
     """
 
     name = "multi-label-classification"
@@ -51,10 +52,11 @@ class MultiLabelClassification:
     auto_class = "AutoModelForSequenceClassification"
     problem_type = "multi_label_classification"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str]):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str], *, pairs: bool = False):
         self.tokenizer = tokenizer
+        self.pairs = pairs
         self.labels = labels
-        self.thresholds = np.full(len(labels), multi_label.HALF)
+        self.thresholds, self.decided = np.full(len(labels), multi_label.HALF), False
 
     def lengths(self, rows: Sequence[Row]) -> np.ndarray:
         """Tokens of each row before it is cut, (rows,) int32."""
@@ -113,13 +115,16 @@ class MultiLabelClassification:
 
     def decide(self, records: Sequence[Record]) -> dict[str, Any]:
         """The threshold of each label (`multi_label.choose_thresholds`), and which labels share theirs."""
-        truth = multi_label.multi_hot([record["label"] for record in records], self.labels)
-        self.thresholds, own = multi_label.choose_thresholds(multi_label.stated(records), truth)
+        self.thresholds, own = self._choose(records)
+        self.decided = True
         shared = [label for label, one in zip(self.labels, own, strict=True) if not one]
         return {"thresholds": self._thresholds(), "shared": shared, "enough": multi_label.ENOUGH}
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
-        """The scores of `metrics.multi_label`."""
+        """The scores of `metrics.multi_label`; before `decide`, at the thresholds that it would choose on these rows."""
+        if not self.decided:
+            predicted = multi_label.given(multi_label.stated(records), self._choose(records)[0], self.labels)
+            records = [record | {"prediction": row} for record, row in zip(records, predicted, strict=True)]
         return multi_label.scores(records, self.labels)
 
     def digest(self, row: Row) -> str:
@@ -150,7 +155,11 @@ class MultiLabelClassification:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers with the thresholds, or what PEFT needs for an adapter."""
-        return snippet(folder, hub_id, (PLAIN_SNIPPET, ADAPTER_TOLD))
+        return snippet(folder, hub_id, (PLAIN_SNIPPET, ADAPTER_TOLD), pairs=self.pairs)
+
+    def _choose(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+        truth = multi_label.multi_hot([record["label"] for record in records], self.labels)
+        return multi_label.choose_thresholds(multi_label.stated(records), truth)
 
     def _thresholds(self) -> dict[str, float]:
         return dict(zip(self.labels, self.thresholds.tolist(), strict=True))

@@ -38,7 +38,6 @@ IGNORED = -100  # where a target has ended: no loss
 NEARLY_ALL, ROOM = 99, 1.5  # a text may be half as long again as 99% of the training targets
 PRETRAINED_LR = 5e-4  # from here on, a rate is for a network that starts from nothing
 READ = ("input_ids", "attention_mask")  # of what a tokenizer makes of a source
-ENDS = ("end", "length", "time")  # how a text came to its end: by itself, at the longest that is allowed, or by the clock
 
 LOAD_PLAIN = """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
@@ -47,7 +46,7 @@ folder = {folder}
 model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype="float32")"""
 
 LOAD_ADAPTER = """\
-{download}from peft import AutoPeftModelForSeq2SeqLM
+from peft import AutoPeftModelForSeq2SeqLM
 from transformers import AutoTokenizer, GenerationConfig
 
 folder = {folder}
@@ -147,18 +146,18 @@ class SequenceToSequence:
 
     name = "text2text-generation"
     lower = SCORING.lower
-    labels: list[str] = []
     calibrates = False
     cuts = True
     workers = 0
     auto_class = "AutoModelForSeq2SeqLM"
-    headline = "chrf"
+    headline = "log_loss"  # it needs no text, and texts of dev after each epoch may take longer than the epoch
     headlines = generation.HEADLINES
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, prefix: str, target: TargetConfig, generate: GenerateConfig
     ) -> None:
         self.tokenizer, self.prefix, self.generate = tokenizer, prefix, generate
+        self.labels: list[str] = []
         self.smoothing = target.smoothing
         self.target_length = target.max_length or tokenizer.model_max_length
         self.most = generate.max_tokens  # tokens that it writes at most; None until `bound`
@@ -208,9 +207,7 @@ class SequenceToSequence:
 
     def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
         """The inputs of the encoder, and the tokens of the target, each cut to its limit."""
-        found = self.tokenizer(
-            self.prefix + row["source"], truncation=True, max_length=self.tokenizer.model_max_length
-        )
+        found = self.tokenizer(self.prefix + row["source"], truncation=True, max_length=self.tokenizer.model_max_length)
         read = {name: found[name] for name in READ}
         wanted = self.tokenizer(text_target=row["target"], truncation=True, max_length=self.target_length)
         return {
@@ -221,7 +218,7 @@ class SequenceToSequence:
         }
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
-        """Inputs (rows, source tokens) int64, padded on the right, and labels (rows, target tokens), -100 after the end.
+        """Inputs (rows, source tokens) int64, padded on the right, and labels (rows, target tokens), -100 after them.
 
         The model makes what its decoder reads of the labels, since models differ in how they shift them.
         """
@@ -280,13 +277,16 @@ class SequenceToSequence:
         return texts, [why or ("end" if end else "length") for why, end in zip(ended, whole, strict=True)]
 
     def settings(self, model: nn.Module) -> GenerationConfig:
-        """The checkpoint's own settings of generation, such as a shortest length, with those of this run."""
+        """The checkpoint's own settings of generation, such as its length penalty, with those of this run.
+
+        Its shortest and longest text are left out, since they are of the rows that it learnt before.
+        """
         found = copy.deepcopy(model.generation_config)
         chosen = {"num_beams": self.generate.beams, "max_new_tokens": self.most, "max_time": self.generate.max_seconds}
-        for name, value in {**chosen, "do_sample": False, "max_length": None, "early_stopping": False}.items():
+        unused = ["max_length", "min_length", "min_new_tokens", "temperature", "top_k", "top_p"]  # nothing is drawn
+        unused += ["early_stopping", "length_penalty"] if self.generate.beams == 1 else []  # they are of beams
+        for name, value in {**dict.fromkeys(unused), **chosen, "do_sample": False}.items():
             setattr(found, name, value)
-        for name in ("temperature", "top_k", "top_p"):  # they say how to draw, and nothing is drawn
-            setattr(found, name, None)
         return found
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
@@ -328,7 +328,7 @@ class SequenceToSequence:
         """Lines of plain transformers (for an adapter, PEFT) that write what this task writes."""
         adapter, here = (folder / ADAPTER).exists(), repr(hub_id or str(folder))
         return SNIPPET.format(
-            load=LOAD_ADAPTER.format(folder=here, download="") if adapter else LOAD_PLAIN.format(folder=here),
+            load=(LOAD_ADAPTER if adapter else LOAD_PLAIN).format(folder=here),
             prefix=f"{self.prefix!r} + " if self.prefix else "",
             length=self.tokenizer.model_max_length,
         )
