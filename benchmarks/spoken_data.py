@@ -78,7 +78,7 @@ def time(rng: random.Random) -> tuple[str, str, str]:
 
 def money(rng: random.Random) -> tuple[str, str, str]:
     """Likewise a sum of money."""
-    whole, cents = rng.randint(2, 99), rng.choice([0, 0, rng.randint(1, 99)])
+    whole, cents = rng.randint(2, 60), rng.choice([0, 0, 5 * rng.randint(2, 19)])
     unit, sign = rng.choice([("euros", "€"), ("pounds", "£"), ("dollars", "$")])
     said = f"{number(whole)} {unit}" + (f" and {number(cents)} cents" if cents and unit != "pounds" else "")
     if unit == "pounds" and cents:

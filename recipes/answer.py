@@ -1,4 +1,4 @@
-"""Fine-tune a model that answers questions with words of a text: a pretrained BERT- or GPT-style checkpoint, a new head.
+"""Fine-tune a model that answers questions with words of a text: a pretrained BERT- or GPT-style checkpoint.
 
     accelerate launch recipes/answer.py --data.path squad_v2/ --backbone.name roberta-base
 
@@ -16,13 +16,12 @@ from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
 from graftkit.data.answer_rows import CONTEXT, AnswersDataConfig, has_none, load_answers
-from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.heads import load_answerer
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
-from graftkit.several import several_asked
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.question_answering import AnswerConfig, QuestionAnswering
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
@@ -53,15 +52,13 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
-        raise UserError("--run.seeds and --data.folds: no report over several models yet; use --run.seed, --data.fold")
+        return run_several("answer", main, config)
     run = open_run("answer", config)
 
     with run.phase("data"):
         splits = load_answers(config.data, config.run.seed, config.report.columns, config.report.group)
         tokenizer = load_tokenizer(config.backbone)
-        task = QuestionAnswering(
-            tokenizer, no_answer=has_none(splits.facts), max_tokens=config.answer.max_tokens
-        )
+        task = QuestionAnswering(tokenizer, no_answer=has_none(splits.facts), max_tokens=config.answer.max_tokens)
         run.introduce(task, splits)
         lengths = measure(run, task, splits)
 

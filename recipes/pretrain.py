@@ -19,14 +19,13 @@ from graftkit.backbone import BackboneConfig
 from graftkit.before import ask_before
 from graftkit.config import start
 from graftkit.data.documents import DocumentsConfig, load_documents
-from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.heads import load_masked_language_model
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.report.filled_gaps import examples
 from graftkit.run import RunConfig, open_run
-from graftkit.several import several_asked
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.masked_language_modelling import (
     MaskConfig,
     MaskedLanguageModelling,
@@ -54,7 +53,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved backbone and its metrics."""
     if several_asked(config):
-        raise UserError("--run.seeds and --data.folds: no report over several runs yet; use --run.seed, --data.fold")
+        return run_several("pretrain", main, config)
     run = open_run("pretrain", config)
 
     with run.phase("data"):

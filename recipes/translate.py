@@ -23,7 +23,7 @@ from graftkit.finish import finish
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
-from graftkit.several import several_asked
+from graftkit.several import run_several, several_asked
 from graftkit.tasks.sequence_to_sequence import (
     GenerateConfig,
     SequenceToSequence,
@@ -53,7 +53,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     if several_asked(config):
-        raise UserError("--run.seeds and --data.folds: no report over several writers yet; use --run.seed, --data.fold")
+        return run_several("translate", main, config)
     if not config.run.keep_rows:
         raise UserError("--run.keep_rows false: scores follow from the texts in the run's tables; leave it out")
     run = open_run("translate", config)

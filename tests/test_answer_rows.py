@@ -91,7 +91,10 @@ def nested(rows=ROWS, version="v2.0") -> dict:
         questions.append(question)
     half = len(questions) // 2
     paragraphs = [{"context": CONTEXT, "qas": part} for part in (questions[:half], questions[half:])]
-    return {"version": version, "data": [{"title": "Engines", "paragraphs": paragraphs[:1]}, {"title": "More", "paragraphs": paragraphs[1:]}]}
+    return {
+        "version": version,
+        "data": [{"title": "Engines", "paragraphs": paragraphs[:1]}, {"title": "More", "paragraphs": paragraphs[1:]}],
+    }
 
 
 @pytest.mark.parametrize("version", ["1.1", "v2.0"])
@@ -136,7 +139,9 @@ def test_every_way_to_write_answers(tmp_path, how):
                 written = f"{{'text': array({text}, dtype=object), 'answer_start': array({start}, dtype=int32)}}"
                 changed["answers"] = written
             elif how == "list of objects":
-                changed["answers"] = [dict(zip(("text", "answer_start"), p, strict=True)) for p in zip(text, start, strict=True)]
+                changed["answers"] = [
+                    dict(zip(("text", "answer_start"), p, strict=True)) for p in zip(text, start, strict=True)
+                ]
             else:
                 changed["answers"] = (json.dumps if how == "json" else str)(one["answers"])
             rows.append(changed)
@@ -160,20 +165,29 @@ def at(start, text="Ada Lovelace", **columns):
         ),
         (
             at(20, "1844"),
-            "an answer that does not stand at its offset (in the first, '1844' should be at 20; there stands 't in', and "
-            "it stands nowhere in its context)",
+            "an answer that does not stand at its offset (in the first, '1844' should be at 20; there stands 't in', "
+            "and it stands nowhere in its context)",
         ),
         (at(70), "an answer outside of its context (in the first, 'Ada Lovelace' should be at 70; there stands 'don.'"),
-        (at(700), "an answer outside of its context (in the first, 'Ada Lovelace' should be at 700; its context has 74 c"),
+        (
+            at(700),
+            "an answer outside of its context (in the first, 'Ada Lovelace' should be at 700; its context has 74 c",
+        ),
         (at(-1), "an answer outside of its context"),
         (at(0, " "), "an empty answer in row 2 (id q-Who?)"),
         (row("Who?", "1843") | {"question": " "}, "empty or missing question in row 2."),
         (row("Who?", "1843") | {"context": ""}, "empty or missing context in row 2."),
         (row("Who?", "1843") | {"context": None}, "empty or missing context in row 2."),
-        (at(0) | {"answers": {"text": ["Ada", "1843"], "answer_start": [0]}}, "answers and offsets of different length in row 2"),
+        (
+            at(0) | {"answers": {"text": ["Ada", "1843"], "answer_start": [0]}},
+            "answers and offsets of different length in row 2",
+        ),
         (at(None), "answers that are no texts with offsets in row 2"),
         (at(0, is_impossible=True), "an answer to a question that is_impossible marks as without in row 2"),
-        (row("Who?", None, is_impossible=False), "no answer to a question that is_impossible marks as with one in row 2"),
+        (
+            row("Who?", None, is_impossible=False),
+            "no answer to a question that is_impossible marks as with one in row 2",
+        ),
     ],
 )
 def test_bad_rows_are_named_or_dropped(tmp_path, bad, message):
@@ -195,7 +209,10 @@ def test_train_without_any_answer_is_nothing_to_learn(tmp_path):
 def test_columns_must_be_known(tmp_path):
     renamed = [{"passage": one["context"], "ask": one["question"], "answer": "Ada", "place": 0} for one in ROWS]
     path = str(folder(tmp_path, train=renamed, dev=renamed, test=renamed))
-    assert "no column is named like a question; found 'passage', 'ask', 'answer', 'place'. Set --data.question" in refused(path=path)
+    assert (
+        "no column is named like a question; found 'passage', 'ask', 'answer', 'place'. Set --data.question"
+        in refused(path=path)
+    )
     named = {"path": path, "question": "ask"}
     assert "no column says where they begin in the context. Set --data.answer_start" in refused(**named)
     assert load(**named, answer_start="place").train["answers"][0] == ["Ada"]
@@ -272,7 +289,10 @@ def test_a_kind_that_train_lacks_is_warned_of(tmp_path):
 
 def test_the_demo_is_what_its_card_says():
     splits = load()
-    sizes = [[splits.facts["splits"][s][key] for key in ("contexts", "rows", "without_answer")] for s in ("train", "dev", "test")]
+    sizes = [
+        [splits.facts["splits"][s][key] for key in ("contexts", "rows", "without_answer")]
+        for s in ("train", "dev", "test")
+    ]
     assert sizes == [[30, 206, 44], [6, 38, 8], [12, 89, 18]]
     assert splits.warnings == []
     ids = [id for split in (splits.train, splits.dev, splits.test) for id in split["question_id"][:]]

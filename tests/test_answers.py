@@ -65,7 +65,13 @@ def record(label, prediction, loss=1.0, windows=1):
 
 
 def test_scores_of_many():
-    both = [record(["x y"], "x", 3.0), record(["x"], "x"), record([], ""), record([], "z", 2.0, windows=3), record([], "")]
+    both = [
+        record(["x y"], "x", 3.0),
+        record(["x"], "x"),
+        record([], ""),
+        record([], "z", 2.0, windows=3),
+        record([], ""),
+    ]
     scores = sums.score(answers.scoring_of(both), both)
     assert scores == pytest.approx(
         {
@@ -100,7 +106,8 @@ def test_the_threshold_that_is_best_on_dev(gaps, truth, spans, low, high):
 
     def total(threshold):
         return sum(
-            answers.f1("" if gap > threshold else span, true) for gap, true, span in zip(gaps, truth, spans, strict=True)
+            answers.f1("" if gap > threshold else span, true)
+            for gap, true, span in zip(gaps, truth, spans, strict=True)
         )
 
     assert total(found) == max(total(threshold) for threshold in (-9, *gaps))

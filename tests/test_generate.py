@@ -224,7 +224,6 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, writer, prompts, words,
 @pytest.mark.parametrize(
     "words",
     [
-        ("predict", "RUN", "a.csv"),
         ("evaluate", "RUN", "--data.path", "a.csv"),
         ("calibrate", "RUN", "--out", "OUT"),
         ("push", "RUN", "someone/name"),

@@ -147,7 +147,7 @@ def test_a_threshold_is_the_one_of_the_best_f1_and_no_row_stands_on_it():
 @pytest.mark.parametrize(("having", "own"), [(ENOUGH, True), (ENOUGH - 1, False), (200 - ENOUGH + 1, False)])
 def test_labels_of_few_rows_share_a_threshold(having, own):
     rng = np.random.default_rng(0)
-    truth = np.stack([np.arange(200) < 60, np.arange(200) < having, np.arange(200) < 5], axis=1)
+    truth = np.stack([np.arange(200) < 60, np.arange(200) < having, np.arange(200) < 3], axis=1)
     probabilities = np.clip(rng.normal(0.3 + 0.2 * truth, 0.15), 0, 1)
     limits, chosen = choose_thresholds(probabilities, truth)
     assert chosen.tolist() == [True, own, False]

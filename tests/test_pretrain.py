@@ -290,8 +290,6 @@ def test_two_processes_write_the_bytes_that_one_writes(tmp_path, checkpoint, doc
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--run.seeds", "0", "1"), "--run.seeds"),
-        (("--data.folds", "3"), "--data.folds"),
         (("--run.headline", "accuracy"), "perplexity, log_loss"),
         (("--mask.hide", "0.95"), "--mask.hide 0.95"),
     ],

@@ -6,7 +6,6 @@ import contextlib
 import io
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,5 +299,3 @@ def test_the_snippet_gives_the_same_answers(tmp_path, checkpoint, kind, no_answe
     assert ("" in [record["prediction"] for record in told]) == no_answer
     assert plain_answers(task.snippet(tmp_path), rows) == [record["prediction"] for record in told]
     assert "NAMESPACE/NAME" in task.snippet(tmp_path, "NAMESPACE/NAME")
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import SHAPES, draw, finish, launch_script, run_recipe, texts, write_csv
+from conftest import SHAPES, WORDS, draw, finish, launch_script, run_recipe, texts, write_csv
 from test_token_classification import sentences
 
 from graftkit.errors import Stopped
@@ -52,11 +52,48 @@ def write_pictures(folder: Path) -> Path:
     return folder
 
 
+def write_sets(folder: Path) -> Path:
+    """Sentences with any number of labels."""
+    named = {text: [group for group in WORDS if set(WORDS[group]) & set(text.split())] for text in PAIRED}
+    return write_csv(folder / "rows.csv", [(text, "|".join(groups)) for text, groups in named.items()])
+
+
+def write_numbers(folder: Path) -> Path:
+    """Sentences with a number: how many words they have."""
+    return write_csv(folder / "rows.csv", [(text, str(len(text.split()))) for text, _ in texts(60)])
+
+
+def write_questions(folder: Path) -> Path:
+    """Which fruit, tool or bird a sentence names; some name none."""
+    rows = []
+    for i, (text, label) in enumerate(texts(60)):
+        asked = label if i % 4 else "number"
+        found = next(word for word in text.split() if word in WORDS[label])
+        answers = {"text": [found], "answer_start": [f" {text} ".index(f" {found} ")]} if i % 4 else {}
+        answers = answers or {"text": [], "answer_start": []}
+        rows.append({"id": str(i), "context": f"{text} {i}", "question": f"which {asked} is it", "answers": answers})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def write_pairs(folder: Path) -> Path:
+    """A sentence, and the fruit, tool or bird that it names."""
+    rows = [(text, next(word for word in text.split() if word in WORDS[label])) for text, label in texts(60)]
+    return write_csv(folder / "rows.csv", rows, ("source", "target"))
+
+
+PAIRED = [f"{one} {other}" for (one, _), (other, _) in zip(texts(60), texts(60, 1)[7:] + texts(7, 2), strict=True)]
+
 CASES = [
     Case("text_classify", "bert", write_texts),
+    Case("text_classify", "bert", write_sets, ("--data.task", "multi")),
+    Case("text_classify", "bert", write_numbers, ("--data.task", "regression")),
     Case("token_classify", "bert", write_sentences),
     Case("image_classify", "test_resnet", write_pictures, ("--image.workers", 0)),
+    Case("answer", "bert", write_questions),
     Case("generate", "gpt2", write_texts, ("--generate.max_new_tokens", 4)),
+    Case("translate", "t5", write_pairs, ("--generate.beams", 2, "--generate.max_new_tokens", 6)),
+    Case("pretrain", "bert", write_texts),
 ]
 
 

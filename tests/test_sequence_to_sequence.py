@@ -24,12 +24,14 @@ from graftkit.tasks.sequence_to_sequence import (
     say_what_is_new,
 )
 
+KINDS = {"fruit": "red", "tool": "new", "bird": "old"}  # words that the tiny tokenizers have as one piece
+
 
 def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Sentences that name a thing; to be written are its kind and, one to four times, the word before it."""
+    """Sentences that name a thing; to be written are a word for its kind and, one to four times, the first word."""
     rng, rows = random.Random(seed), []
     for text, label in texts(count, seed):
-        rows.append({"source": text, "target": " ".join([label, *[text.split()[0]] * rng.randint(1, 4)])})
+        rows.append({"source": text, "target": " ".join([KINDS[label], *[text.split()[0]] * rng.randint(1, 4)])})
     return rows
 
 

@@ -175,8 +175,6 @@ def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(
     "words",
     [
         ("--adapt.strategy", "head"),
-        ("--run.seeds", "0", "1"),
-        ("--data.folds", "3"),
         ("--run.keep_rows", "false"),
         ("--run.headline", "accuracy"),
         ("--generate.beams", "0"),

@@ -120,9 +120,7 @@ def merge_saved(source: Path, place: Path) -> None:
     save_model(place, model, AutoTokenizer.from_pretrained(source), labels)
 
 
-def snippet(
-    folder: Path, hub_id: str | None = None, ask: tuple[str, str] | None = None, *, pairs: bool = False
-) -> str:
+def snippet(folder: Path, hub_id: str | None = None, ask: tuple[str, str] | None = None, *, pairs: bool = False) -> str:
     """The lines of Python that load a saved model, or the same from the Hub, and classify a text, or one of `pairs`.
 
     `ask` are the lines of a task whose answer is no choice of one label: all of them for a plain model, and for an

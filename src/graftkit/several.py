@@ -52,11 +52,9 @@ def several_asked(config: Any) -> bool:
 def check_plain(config: Any, what: str) -> None:
     """Raise UserError, before anything is done, for what only runs on rows of one class each can; `what` names others.
 
-    `config`: of a recipe with the sections `run`, `data`, `report` and `hub`.
+    `config`: of a recipe with the sections `report` and `hub`.
     """
     check_unused(config.report, what)
-    if several_asked(config):
-        raise UserError(f"--run.seeds and --data.folds: no report over several runs with {what} yet; use --run.seed")
     if config.hub.push_to is not None:
         raise UserError(f"--hub.push_to {config.hub.push_to}: not with {what} yet; push the run's model/ by hand")
 

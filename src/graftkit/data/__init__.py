@@ -4,6 +4,7 @@ Pictures: `load_pictures(ImageDataConfig(path=...), seed=0)`. `load_test_texts` 
 `load_test_pictures` read the rows to score a finished model on.
 """
 
+from graftkit.data.answer_rows import AnswersDataConfig, load_answers
 from graftkit.data.chats import GenerateDataConfig, load_to_generate
 from graftkit.data.files import Table, read_file
 from graftkit.data.label_sets import load_label_sets
@@ -14,6 +15,7 @@ from graftkit.data.splits import DataConfig, RowsToScore, Splits, load_splits, l
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 
 __all__ = [
+    "AnswersDataConfig",
     "DataConfig",
     "GenerateDataConfig",
     "ImageDataConfig",
@@ -21,6 +23,7 @@ __all__ = [
     "Splits",
     "Table",
     "TaggedDataConfig",
+    "load_answers",
     "load_label_sets",
     "load_numbers",
     "load_pictures",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,6 @@ from graftkit.data.sources import DEMO, Places, Source, data_files, offer_files
 from graftkit.data.splits import Checked, Kind, Splits, dataset_of, load_to_cut, make_plain_splits
 from graftkit.data.squad import read_questions
 from graftkit.errors import UserError
-from graftkit.text import text_hash
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,8 +109,8 @@ def _places() -> Places:
         files = data_files(place)
         if not files:
             raise UserError(f"no data in the folder {path}: no file there ends in {', '.join(READERS)}")
-        found = {name: at(file, str(Path(path, file.name))) for name, file in zip(_names(files, path), files, strict=True)}
-        return found
+        names = _names(files, path)
+        return {name: at(file, str(Path(path, file.name))) for name, file in zip(names, files, strict=True)}
 
     return Places(demos={DEMO: lambda: in_folder(DEMO_FOLDER, DEMO)}, in_folder=in_folder, at=at)
 
@@ -156,13 +156,19 @@ def _question_rows(split: str, table: Table, columns: Columns, extra: Sequence[s
     found = [_answers(*pair) for pair in zip(*_written(table, columns, values), strict=True)]
     impossible = data.column("is_impossible").to_pylist() if "is_impossible" in there else [None] * len(found)
     contexts = texts["context"].to_pylist()
-    blank = [any(not (text or "").strip() for text in pair) for pair in zip(contexts, texts["question"].to_pylist(), strict=True)]
+    blank = [
+        any(not (text or "").strip() for text in pair)
+        for pair in zip(contexts, texts["question"].to_pylist(), strict=True)
+    ]
     wrong = [
         None if empty else _wrong_with(*row) for empty, *row in zip(blank, contexts, found, impossible, strict=True)
     ]
     _refuse(split, table, wrong, contexts, found, own.to_pylist(), bad)
     good = np.array([reason is None for reason in wrong], bool)
-    kept = [answers if fine and isinstance(answers, Answers) else Answers([], []) for answers, fine in zip(found, good, strict=True)]
+    kept = [
+        answers if fine and isinstance(answers, Answers) else Answers([], [])
+        for answers, fine in zip(found, good, strict=True)
+    ]
     lists = {
         "answers": pa.array([answers.texts for answers in kept], pa.list_(pa.string())),
         "starts": pa.array([answers.starts for answers in kept], pa.list_(pa.int64())),
@@ -175,7 +181,7 @@ def _question_rows(split: str, table: Table, columns: Columns, extra: Sequence[s
 
 
 def _written(table: Table, columns: Columns, values: Mapping[str, pa.ChunkedArray]) -> tuple[list[Any], list[Any]]:
-    """What stands in the columns of answers and of where they begin, as Python values; UserError where the latter lack."""
+    """What stands in the columns of answers and of where they begin, as Python values; UserError without the latter."""
     answers = values["answers"].to_pylist()
     if "answer_start" in values:
         return answers, values["answer_start"].to_pylist()
@@ -288,7 +294,10 @@ def _extra(table: Table, texts: Mapping[str, pa.ChunkedArray], names: Sequence[s
     import pyarrow as pa
 
     others = extra_columns(table, [name for name in names if name != CONTEXT])
-    prints = {text: text_hash(text)[:16] for text in texts["context"].unique().drop_null().to_pylist()}
+    prints = {
+        text: hashlib.sha256(text.encode()).hexdigest()[:16]
+        for text in texts["context"].unique().drop_null().to_pylist()
+    }
     short = [prints.get(text) for text in texts["context"].to_pylist()]
     return {**others, EXTRA + CONTEXT: pa.array(short, pa.string())}
 
@@ -296,10 +305,8 @@ def _extra(table: Table, texts: Mapping[str, pa.ChunkedArray], names: Sequence[s
 # what belongs together
 
 
-def _cut_together(
-    splits: dict[str, LabelledRows], group: str | None
-) -> tuple[dict[str, LabelledRows], str]:
-    """The splits, and the name of the column whose equal values a cut must not part: the context, or that and `group`."""
+def _cut_together(splits: dict[str, LabelledRows], group: str | None) -> tuple[dict[str, LabelledRows], str]:
+    """The splits, and the column whose equal values a cut must not part: the context, or that and `group`."""
     import pyarrow as pa
 
     if group is None or group == CONTEXT:

@@ -1,10 +1,10 @@
 """How near is a text that was given to those that were asked for?
 
-Exact match and F1 over words, after the normalisation of SQuAD's official scripts (Rajpurkar et al. 2016, "SQuAD: 100,000+
-Questions for Machine Comprehension of Text"; Rajpurkar et al. 2018, "Know What You Don't Know", for questions without an
-answer): lower case, no ASCII punctuation, none of the articles a, an and the, and single blanks. The articles are
-English; in another language they count as words, as in the official scripts. Where no blanks part words, as in Chinese,
-F1 sees one word.
+Exact match and F1 over words, after the normalisation of SQuAD's official scripts (Rajpurkar et al. 2016, "SQuAD:
+100,000+ Questions for Machine Comprehension of Text"; Rajpurkar et al. 2018, "Know What You Don't Know", for questions
+without an answer): lower case, no ASCII punctuation, none of the articles a, an and the, single blanks. The articles
+are English; those of another language count as words, as in the official scripts. Where no blanks part words, as in
+Chinese, F1 sees one word.
 """
 
 from __future__ import annotations
@@ -66,7 +66,11 @@ def sums(records: Records) -> np.ndarray:
     found = np.zeros((len(records), 8))
     for row, record in zip(found, records, strict=True):
         place = 0 if record["label"] else 3
-        row[place : place + 3] = exact(record["prediction"], record["label"]), f1(record["prediction"], record["label"]), 1
+        row[place : place + 3] = (
+            exact(record["prediction"], record["label"]),
+            f1(record["prediction"], record["label"]),
+            1,
+        )
         row[6:] = record["loss"], 2 * record["windows"]
     return found
 

@@ -21,7 +21,7 @@ from graftkit.metrics.tagging import Tally
 
 HALF = 0.5  # the threshold of a label as long as nothing was chosen
 HOW = {"level": LEVEL, "resamples": RESAMPLES, "seed": 0}
-ENOUGH = 20  # rows of dev with a label, and without it, from which on it gets a threshold of its own
+ENOUGH = 5  # rows of dev with a label, and without it, from which on it gets a threshold of its own
 
 HEADLINES = ("micro_f1", "macro_f1", "subset_accuracy", "label_accuracy")
 """The scores that may pick the best checkpoint, the usual one first: those that answers alone decide."""
@@ -170,9 +170,9 @@ def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.
     """The threshold of each label, (labels,), and whether it is its own, (labels,) bool: (rows, labels) each, of dev.
 
     A label that `ENOUGH` rows have, and as many lack, gets the threshold of its best F1 (Lipton et al. 2014, "Optimal
-    Thresholding of Classifiers to Maximize F1 Measure"). With fewer, the best of so few rows is mostly chance: such
-    labels share the threshold of the best micro F1 of all labels. A threshold lies half way between the last
-    probability that reaches it and the next one below, so that no row stands on the edge.
+    Thresholding of Classifiers to Maximize F1 Measure"). With fewer, the best is mostly chance, and such labels share
+    the threshold of the best micro F1 of all labels; why so few are enough: docs/results.md. A threshold lies half
+    way between the last probability that reaches it and the next one below, so that no row stands on the edge.
     """
     own = np.minimum(truth.sum(axis=0), (~truth).sum(axis=0)) >= ENOUGH
     shared = _best_threshold(probabilities.ravel(), truth.ravel())

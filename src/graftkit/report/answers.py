@@ -111,7 +111,7 @@ def _parts(
     groups: np.ndarray | None,
     parts: Sequence[tuple[str, Callable[[Mapping[str, Any]], bool]]],
 ) -> list[dict[str, Any]]:
-    """F1 and exact match, with their intervals, of the records that belong to each part; parts without any are left out."""
+    """F1 and exact match, with their intervals, of the records of each part; parts without any are left out."""
     found = []
     for name, belongs in parts:
         places = [place for place, record in enumerate(records) if belongs(record)]
@@ -149,7 +149,7 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     without = counts["none_given"] + counts["none_none"]
     if counts["none_given"]:
         share = percent(counts["none_given"], without)
-        cautions.append(f"it answers {counts['none_given']:,} of the {without:,} questions that have no answer ({share})")
+        cautions.append(f"it answers {counts['none_given']:,} of the {without:,} questions without one ({share})")
     if counts["answer_none"]:
         given = counts["answer_none"] + counts["answer_given"]
         cautions.append(f"it gives none to {counts['answer_none']:,} of the {given:,} that have one")
@@ -189,8 +189,8 @@ def _without_answer(test: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     parts.append(
         f"None is given where “no answer” is ahead of the best words by more than {decided['threshold']:.3g}. That "
         f"threshold is the one of the best F1 on dev ({number(decided['dev_f1'], 2)} there; "
-        f"{number(decided['dev_f1_at_0'], 2)} with 0). Whoever fears wrong answers more than missing ones takes a lower "
-        "one: the column null_gap of predictions-test.parquet says how far “no answer” is ahead in each row."
+        f"{number(decided['dev_f1_at_0'], 2)} with 0). Whoever fears wrong answers more than missing ones takes a "
+        "lower one: the column null_gap of predictions-test.parquet says how far “no answer” is ahead in each row."
     )
     return "\n\n".join(parts)
 
@@ -228,9 +228,9 @@ def _worst_answers(
     wrong = test["rows"] - test["exact"]
     which = f"these {WORST} are the furthest off" if wrong > len(shown) else "the furthest off come first"
     intro = (
-        f"{plural(wrong, 'answer of test is', 'answers of test are')} not right word for word; {which}. In the text, what "
-        "was given (or would have been) is bold. Where an answer looks right, look whether the true one in the data is, "
-        "and whether more than one should be accepted."
+        f"{plural(wrong, 'answer of test is', 'answers of test are')} not right word for word; {which}. In the "
+        "text, what was given (or would have been) is bold. Where an answer looks right, look whether the true one in "
+        "the data is, and whether more than one should be accepted."
     )
     lines = [_line(record, kept.get(record["id"], {})) for record in shown]
     return f"{intro}\n\n{table(('Question', 'Given', 'True', 'In the text', 'Row'), lines)}"

@@ -166,7 +166,13 @@ def curves(
 
 
 def scatter(
-    id: str, title: str, points: Sequence[tuple[float, float]], axes: Axes, names: tuple[str, str], *, describe: str = ""
+    id: str,
+    title: str,
+    points: Sequence[tuple[float, float]],
+    axes: Axes,
+    names: tuple[str, str],
+    *,
+    describe: str = "",
 ) -> str:
     """A dot for each point, over a line where both sides are the same; both axes span the same numbers."""
     drawn = _frame(axes, names)

@@ -7,19 +7,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification as classes
+from graftkit.metrics import multi_label as label_sets
 from graftkit.metrics import regression as numbers
-from graftkit.metrics import sums
 from graftkit.metrics import tagging as tags
 from graftkit.metrics.answers import SCORING as ANSWERS
 from graftkit.metrics.generation import SCORING as WRITING
 from graftkit.metrics.language import CAUSAL
 from graftkit.metrics.masked_language import SCORING as FILLING
+from graftkit.metrics.sums import Scoring, score
 from graftkit.report import (
     answers,
     audit,
@@ -51,16 +52,30 @@ from graftkit.report.reading import CLASSIFIERS, SPLITS, Reading, read_folder, r
 from graftkit.report.simple_rows import SimpleRows
 from graftkit.report.tables import read_rows, written_aside
 
-TASKS = {**dict.fromkeys(CLASSIFIERS, classification), "token-classification": tagging, "text-regression": regression}
-TASKS["fill-mask"] = masked_language
-TASKS["question-answering"] = answers
-TASKS["multi-label-classification"] = multi_label
-TASKS["text-generation"] = language
-TASKS["text2text-generation"] = sequence_to_sequence
+TASKS: dict[str, Any] = {
+    **dict.fromkeys(CLASSIFIERS, classification),
+    "token-classification": tagging,
+    "multi-label-classification": multi_label,
+    "text-regression": regression,
+    "question-answering": answers,
+    "text-generation": language,
+    "text2text-generation": sequence_to_sequence,
+    "fill-mask": masked_language,
+}
 """For each task, the module that says what its report says: `measure`, `summary`, `worst` and `chapters`; and
 `additions`, what its page shows besides, where `FIGURES` names no other module for that."""
 
 FIGURES = dict.fromkeys(CLASSIFIERS, figures)
+
+
+def _over(score: Callable[[Sequence[Mapping[str, Any]], Sequence[str]], Mapping[str, float]]) -> dict[str, Any]:
+    """The chapters on several runs, of a task whose records `score` gives all scores of: of records and labels."""
+    return {"Over seeds": seeds, "Over folds": folds.Folds(score)}
+
+
+def _over_sums(scoring: Scoring) -> dict[str, Any]:
+    return _over(lambda records, labels: score(scoring, records))
+
 
 PARTS: dict[str, dict[str, Any]] = {
     name: {
@@ -70,32 +85,31 @@ PARTS: dict[str, dict[str, Any]] = {
         "Where it fails more often": slices,
         "Why did it say that?": explanations,
         "Are the labels right?": audit,
-        "Over seeds": seeds,
-        "Over folds": folds.Folds(classes.score_records),
+        **_over(classes.score_records),
     }
     for name in CLASSIFIERS
 } | {
-    "token-classification": {
-        "Against simple answers": simple_tags,
-        "Over seeds": seeds,
-        "Over folds": folds.Folds(tags.score_records),
+    "token-classification": {"Against simple answers": simple_tags, **_over(tags.score_records)},
+    "multi-label-classification": {
+        "Against simple answers": multi_label.SimpleSets(),
+        **_over(label_sets.scores),
     },
-    "text-regression": {"Against simple answers": SimpleRows(numbers.SCORING, numbers.HEADLINES[0])},
-    "text-generation": {
-        "Against simple answers": SimpleRows(CAUSAL, "perplexity", "loss"),
-        "Over seeds": seeds,
-        "Over folds": folds.Folds(lambda records, labels: sums.score(CAUSAL, records)),
+    "text-regression": {
+        "Against simple answers": SimpleRows(numbers.SCORING, numbers.HEADLINES[0]),
+        **_over_sums(numbers.SCORING),
     },
-}
-PARTS["multi-label-classification"] = {"Against simple answers": multi_label.SimpleSets()}
-PARTS["question-answering"] = {"Against simple answers": SimpleRows(ANSWERS, "f1")}
-PARTS["text2text-generation"] = {
-    "Against simple answers": sequence_to_sequence.SimpleTexts(WRITING, sequence_to_sequence.REPORTED[0])
-}
-PARTS["fill-mask"] = {
-    "Against simple answers": SimpleRows(FILLING, "perplexity", "loss"),
-    "Filled gaps": filled_gaps,
-    "Words that it fills in badly": hard_words,
+    "question-answering": {"Against simple answers": SimpleRows(ANSWERS, "f1"), **_over_sums(ANSWERS)},
+    "text-generation": {"Against simple answers": SimpleRows(CAUSAL, "perplexity", "loss"), **_over_sums(CAUSAL)},
+    "text2text-generation": {
+        "Against simple answers": sequence_to_sequence.SimpleTexts(WRITING, sequence_to_sequence.REPORTED[0]),
+        **_over_sums(WRITING),
+    },
+    "fill-mask": {
+        "Against simple answers": SimpleRows(FILLING, "perplexity", "loss"),
+        "Filled gaps": filled_gaps,
+        "Words that it fills in badly": hard_words,
+        **_over_sums(FILLING),
+    },
 }
 """For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
 

@@ -51,9 +51,10 @@ def opening(metrics: Mapping[str, Any], run: Mapping[str, Any], does: str, *, pe
         value, interval = told(answer["headline"]["value"], answer["headline"])
         against = f"; {name} reaches {value}" + (f" ({interval})" if interval != "–" else "")
     name, noun = title(test["headline"]["name"]), f"test {NOUNS[run['task']]}"
+    article = "an" if name[0] in "aeioEF" or name in ("R²", "RMSE") else "a"
     return (
         f"{start} {plural(test['rows'], noun)}{apart(run)}, {who} {does} with "
-        f"{'an' if name[0] in 'aeioEF' or name in ('R²', 'RMSE') else 'a'} {name} of **{with_interval(test['headline'])}**, {perfect}{against}."
+        f"{article} {name} of **{with_interval(test['headline'])}**, {perfect}{against}."
     )
 
 

@@ -121,7 +121,7 @@ class MultiLabelClassification:
         return {"thresholds": self._thresholds(), "shared": shared, "enough": multi_label.ENOUGH}
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
-        """The scores of `metrics.multi_label`; before `decide`, at the thresholds that it would choose on these rows."""
+        """The scores of `metrics.multi_label`, before `decide`, at the thresholds that it would choose on them."""
         if not self.decided:
             predicted = multi_label.given(multi_label.stated(records), self._choose(records)[0], self.labels)
             records = [record | {"prediction": row} for record, row in zip(records, predicted, strict=True)]

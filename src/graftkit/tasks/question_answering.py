@@ -1,12 +1,13 @@
 """Which words of a text answer the question?
 
-A span of the text: the model gives each piece a score as the start of the answer and one as its end (Devlin et al. 2019,
-section 4.2), and the span of the highest sum is given, with its letters cut from the text as it stands. A text that is
-longer than the model reads is read in windows, each of which repeats the last quarter of the one before it and has the
-question before it; a question is cut to half a window. In a window without the whole answer, and where there is none,
-start and end are the place of "no answer": the first token, [CLS]. Tokenizers that put no such token there, as those of
-GPT-2 and Llama, get one end-of-text token after each window for it, since a model that reads from left to right has seen
-nothing at its first token; where they put nothing between question and text either, a new line goes there.
+A span of the text: the model gives each piece a score as the start of the answer and one as its end (Devlin et al.
+2019, section 4.2), and the span of the highest sum is given, with its letters cut from the text as it stands. A text
+that is longer than the model reads is read in windows, each of which repeats the last quarter of the one before it and
+has the question before it; a question is cut to half a window. In a window without the whole answer, and where there is
+none, start and end are the place of "no answer": the first token, [CLS]. Tokenizers that put no such token there, as
+those of GPT-2 and Llama, get one end-of-text token after each window for it, since a model that reads from left to
+right has seen nothing at its first token; where they put nothing between question and text either, a new line goes
+there.
 
 Questions, special tokens and padding are no candidates, in training and afterwards. Where some questions have no answer
 (SQuAD 2.0), none is given if the lowest score of "no answer" of all windows is ahead of the best span by more than a
@@ -95,7 +96,7 @@ class QuestionAnswering:
         return found
 
     def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
-        """The inputs of each window, its first and last piece of the context, the letters of each piece, and its truth."""
+        """The inputs of each window, where its pieces of the context are, the letters of each, and its truth."""
         found = self._cut([self._read(row["question"])], [row["context"]])
         windows, pieces, letters, truth = [], [], [], []
         names = [name for name in self.tokenizer.model_input_names if name in found]
@@ -165,7 +166,9 @@ class QuestionAnswering:
             mine = slice(begin, begin + len(row["pieces"]))
             window = int(scores[mine].argmax())
             where, context = begin + window, row["context"]
-            text, start = _cut_out(context, row["letters"][window], row["pieces"][window][0], firsts[where], lasts[where])
+            text, start = _cut_out(
+                context, row["letters"][window], row["pieces"][window][0], firsts[where], lasts[where]
+            )
             gap = float(nulls[mine].min() - scores[where]) if self.decides else None
             records.append(
                 {
@@ -229,7 +232,7 @@ class QuestionAnswering:
         return answer_baselines(train, dev, test, no_answer=self.decides)
 
     def save(self, folder: Path, model: nn.Module) -> None:
-        """A folder of transformers, or of PEFT where the model is an adapter, with how spans are chosen in its settings."""
+        """A folder of transformers, or of PEFT for an adapter, with how spans are chosen in its settings."""
         save_model(folder, model, self.tokenizer)
         threshold = self.threshold if self.decides else None
         write_note(folder, {"threshold": threshold, "max_tokens": self.max_tokens}, ANSWERING)
@@ -397,6 +400,6 @@ ASK = """\
     inputs = {name: torch.tensor([windows[name][window]]) for name in tokenizer.model_input_names if name in windows}
     given = model(**inputs)"""
 
-ASK_WITH_END = "    given = model(torch.tensor([windows[\"input_ids\"][window] + [{end}]]))"
+ASK_WITH_END = '    given = model(torch.tensor([windows["input_ids"][window] + [{end}]]))'
 
 KEEP_NULL = "    nulls.append(starts[{none}] + ends[{none}])\n"
