@@ -44,7 +44,7 @@ class Config:
     data: AnswersDataConfig = field(default_factory=AnswersDataConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=5, lr=1.5e-4))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=4, lr=1.5e-4))
     run: RunConfig = field(default_factory=RunConfig)
     report: AnswersReportConfig = field(default_factory=AnswersReportConfig)
 

@@ -45,7 +45,7 @@ class Config:
     target: TargetConfig = field(default_factory=TargetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=30, lr=1e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=24, lr=2e-3))
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 

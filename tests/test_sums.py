@@ -106,3 +106,32 @@ def test_a_lead_on_the_same_rows_is_surer_than_two_scores_apart():
     grouped = lead(SCORING, good, bad, "error", np.repeat(np.arange(30), 10))
     assert grouped.value == ahead.value
     assert (grouped.low, grouped.high) != (ahead.low, ahead.high)
+
+
+def test_many_rows_cost_no_more_than_they_must():
+    scoring = Scoring(
+        lambda records: np.zeros((len(records), 1)), {}, weighed={"mean": lambda records: mean_of(records)}
+    )
+    records = rows(3000, 3)
+    calls.clear()
+    wide = intervals(scoring, records)["mean"]
+    assert sum(calls) < 3000  # resamples, and the parts that are left out
+    plain = Scoring(lambda r: np.array([[1.0, one["prediction"]] for one in r]), {"mean": lambda t: t[:, 1] / t[:, 0]})
+    exact = intervals(plain, records)["mean"]
+    assert wide.value == pytest.approx(exact.value)
+    assert wide.low == pytest.approx(exact.low, abs=0.03)
+    assert wide.high == pytest.approx(exact.high, abs=0.03)
+
+
+calls: list[int] = []
+
+
+def mean_of(records):
+    """Of the predictions; counts how often it is asked."""
+    values = np.array([record["prediction"] for record in records])
+
+    def statistic(weights):
+        calls.append(len(weights))
+        return weights @ values / weights.sum(axis=1)
+
+    return statistic

@@ -53,16 +53,18 @@ def bca(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    left_out: csr_array | None = None,
 ) -> dict[str, Any]:
     """Bias-corrected and accelerated bootstrap intervals (Efron 1987, "Better bootstrap confidence intervals").
 
     An `Interval` for a statistic that is one score, a list of them for one that is several. Rows that add the same are
     one kind, so 100,000 rows with 2,000 kinds cost as much as 2,000 rows would. All statistics are read from the same
-    resamples.
+    resamples. `left_out` (parts, sums) is what is left out in turn to see how the score bends: by default each row.
     """
     everything = np.asarray(sizes, dtype=np.float64)[None] @ sums  # (1, sums)
     values = {name: statistic(everything)[0] for name, statistic in statistics.items()}
-    bends = _accelerations(statistics, values, everything, sums, sizes)
+    parts = (sums, sizes) if left_out is None else (left_out, np.ones(left_out.shape[0], dtype=np.int64))
+    bends = _accelerations(statistics, values, everything, *parts)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
     for totals in _totals(sums, sizes, resamples, np.random.default_rng(seed)):
         for name, statistic in statistics.items():

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Records = Sequence[Mapping[str, Any]]
 
+PARTS = 200  # of the rows, of which each is left out in turn, where there are more rows
+FEWEST_RESAMPLES = 200
+DRAWN_ROWS = 20_000_000  # in all resamples of a score that does not follow from sums
+
 
 @dataclass(frozen=True)
 class Scoring:
@@ -57,7 +61,7 @@ def intervals(
     found = bca(scoring.statistics, *_kinds(_by_group(scoring.sums(records), groups)), **how)
     if scoring.weighed:
         statistics = {name: make(records) for name, make in scoring.weighed.items()}
-        found |= bca(statistics, *_each_row(len(records), groups), **how)
+        found |= bca(statistics, **_each_row(len(records), groups, resamples), level=level)
     units = len(records) if groups is None else len(np.unique(groups))
     return {name: _exact(name, one, scoring, units) for name, one in found.items()}
 
@@ -78,8 +82,8 @@ def lead(
     sign = -1.0 if name in scoring.lower else 1.0
     if name in scoring.weighed:
         ours, theirs = (scoring.weighed[name](side) for side in (records, others))
-        drawn = _each_row(len(records), groups)
-        return bca({name: lambda w: sign * (ours(w) - theirs(w))}, *drawn, resamples=resamples)[name]
+        drawn = _each_row(len(records), groups, resamples)
+        return bca({name: lambda w: sign * (ours(w) - theirs(w))}, **drawn)[name]
     statistic = scoring.statistics[name]
     both = np.hstack([scoring.sums(records), scoring.sums(others)])
     half = both.shape[1] // 2
@@ -108,13 +112,24 @@ def _kinds(sums: np.ndarray) -> tuple[csr_array, np.ndarray]:
     return csr_array(kinds), sizes
 
 
-def _each_row(rows: int, groups: np.ndarray | None) -> tuple[csr_array, np.ndarray]:
-    """One kind for each row (or group), whose sums are the rows that it holds: totals say how often each was drawn."""
+def _each_row(rows: int, groups: np.ndarray | None, resamples: int) -> dict[str, Any]:
+    """One kind for each row (or group), whose sums are the rows that it holds: totals say how often each was drawn.
+
+    Of many rows whole parts, cut by chance, are left out in turn and not each row, and fewer resamples are drawn: else
+    the cost would grow with the square of the rows.
+    """
     from scipy.sparse import csr_array
 
+    def held(numbers: np.ndarray) -> csr_array:
+        return csr_array((np.ones(rows), (numbers, np.arange(rows))))
+
     numbers = np.arange(rows) if groups is None else np.unique(groups, return_inverse=True)[1]
-    held = csr_array((np.ones(rows), (numbers, np.arange(rows))))
-    return held, np.ones(held.shape[0], dtype=np.int64)
+    units = int(numbers.max()) + 1
+    left_out = None
+    if units > PARTS:
+        left_out = held(np.random.default_rng(0).permutation(np.arange(units) % PARTS)[numbers])
+    fewer = max(FEWEST_RESAMPLES, min(resamples, DRAWN_ROWS // rows))
+    return {"sums": held(numbers), "sizes": np.ones(units, dtype=np.int64), "left_out": left_out, "resamples": fewer}
 
 
 def _exact(name: str, interval: Interval, scoring: Scoring, units: int) -> Interval:
