@@ -52,6 +52,37 @@ def test_the_tagger_needs_no_network_either(tmp_path):
 
 
 @needs_demo
+@pytest.mark.parametrize(
+    ("recipe", "score", "rows"),
+    [
+        (("text_classify", "--data.task", "multi"), "micro F1", 120),
+        (("answer",), "F1", 89),
+        (("generate",), "perplexity", None),
+        (("translate", "--generate.max_new_tokens", 4), "chrF", None),
+        (("pretrain",), "perplexity", None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_every_recipe_runs_without_arguments_or_network(tmp_path, monkeypatch, recipe, score, rows):
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))
+    said, metrics = run(tmp_path, *recipe, "--train.max_steps", 2, threads=1)
+    assert rows is None or metrics["test"]["rows"] == rows
+    assert f"test  {score} " in said
+
+
+@needs_demo
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["token_classify", "answer", "generate", "translate", "pretrain"])
+def test_every_recipe_learns_within_two_minutes(tmp_path, monkeypatch, recipe):
+    """On a machine with nothing else to do; 90 s are promised there."""
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))
+    start = time.perf_counter()
+    _, metrics = run(tmp_path, recipe, threads=2)
+    assert time.perf_counter() - start < 120
+    assert all(answer["beaten"] == "yes" for answer in metrics["baselines"]["answers"])
+
+
+@needs_demo
 @pytest.mark.slow
 def test_the_default_learns_within_two_minutes(tmp_path):
     start = time.perf_counter()

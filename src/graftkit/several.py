@@ -288,11 +288,12 @@ def _gather_folds(folder: Path, records: Mapping[str, Mapping[str, Any]], labels
         "splits": {"test": first["data"]["fold"]["of"]},
         "sizes": first["data"].get("sizes"),
     }
-    if first.get("lengths"):
+    if first.get("lengths") and f"{MEASURE}tokens" in measured[0]:
         import numpy as np
 
         tokens = np.array([row[f"{MEASURE}tokens"] for row in measured]) + first["lengths"].get("special_tokens", 0)
-        facts["lengths"] = describe_lengths(tokens, first["lengths"]["max_length"])
+        cuts = "windowed_rows" not in first["lengths"]
+        facts["lengths"] = describe_lengths(tokens, first["lengths"]["max_length"], cuts=cuts)
     return facts
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from graftkit.metrics.sums import Records, Scoring
 
 HEADLINES = ("perplexity", "bits_per_byte", "log_loss")
+MASKED_HEADLINES = ("perplexity", "log_loss")
 MOST = 700.0  # nats, beyond which e to them is no finite number: no model but a broken one is so wrong
 
 
@@ -44,4 +45,4 @@ CAUSAL = Scoring(sums, PER_TOKEN | PER_BYTE, lower=LOWER)
 """Of a model that foresees every token, and so every byte."""
 
 MASKED = Scoring(sums, PER_TOKEN, lower=LOWER & PER_TOKEN.keys())
-"""Of one that fills gaps, which write no whole text."""
+"""Of one that fills gaps, whose tokens are the hidden ones: they write no whole text."""

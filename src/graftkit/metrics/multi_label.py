@@ -56,7 +56,7 @@ def scoring(labels: Sequence[str]) -> Scoring:
             "log_loss": lambda totals: totals[:, -1] / (totals[:, -3] * len(labels)),
         },
         lower=frozenset({"log_loss"}),
-        shares=frozenset({"subset_accuracy"}),
+        shares=frozenset({"subset_accuracy", "label_accuracy"}),
     )
 
 

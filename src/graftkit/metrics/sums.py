@@ -52,15 +52,18 @@ def intervals(
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
-    """The interval of each score, by row or by `groups`, (rows,): whole groups are then drawn.
+    """The interval of each score (of `names`, or all), by row or by `groups`, (rows,): whole groups are then drawn.
 
     A share that is 0 or 1 in every row has the exact interval of Clopper and Pearson.
     """
-    how = {"level": level, "resamples": resamples}
-    found = bca(scoring.statistics, *_kinds(_by_group(scoring.sums(records), groups)), **how)
-    if scoring.weighed:
-        statistics = {name: make(records) for name, make in scoring.weighed.items()}
+    wanted = {*scoring.statistics, *scoring.weighed} if names is None else set(names)
+    found = {}
+    if summed := {name: statistic for name, statistic in scoring.statistics.items() if name in wanted}:
+        drawn = _kinds(_by_group(scoring.sums(records), groups))
+        found = bca(summed, *drawn, level=level, resamples=resamples)
+    if statistics := {name: make(records) for name, make in scoring.weighed.items() if name in wanted}:
         found |= bca(statistics, **_each_row(len(records), groups, resamples), level=level)
     units = len(records) if groups is None else len(np.unique(groups))
     return {name: _exact(name, one, scoring, units) for name, one in found.items()}
@@ -128,7 +131,7 @@ def _each_row(rows: int, groups: np.ndarray | None, resamples: int) -> dict[str,
     left_out = None
     if units > PARTS:
         left_out = held(np.random.default_rng(0).permutation(np.arange(units) % PARTS)[numbers])
-    fewer = max(FEWEST_RESAMPLES, min(resamples, DRAWN_ROWS // rows))
+    fewer = min(resamples, max(FEWEST_RESAMPLES, DRAWN_ROWS // rows))
     return {"sums": held(numbers), "sizes": np.ones(units, dtype=np.int64), "left_out": left_out, "resamples": fewer}
 
 

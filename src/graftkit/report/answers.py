@@ -13,10 +13,10 @@ from graftkit.metrics import answers, sums
 from graftkit.metrics.intervals import LEVEL
 from graftkit.report import curves, rows
 from graftkit.report.html import Addition
-from graftkit.report.markdown import escape, in_brackets, number, percent, plural, shorten, table
+from graftkit.report.markdown import bold, escape, in_brackets, number, percent, plural, shorten, table
 from graftkit.report.reading import Reading
 from graftkit.report.rows import opening, scores
-from graftkit.report.sections import look
+from graftkit.report.sections import is_folds, look
 
 WORST = 20
 KINDS = 8  # first words that have a line of their own
@@ -183,6 +183,8 @@ def _without_answer(test: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     ]
     parts = [table(("", "An answer was given", "None was given"), lines, numbers=[1, 2])]
     decided = look(run, "decision")
+    if is_folds(run):
+        return parts[0]  # each fold has a threshold of its own, or none
     if decided is None:
         parts.append("Every question that it learnt from has an answer, so it always gives one.")
         return "\n\n".join(parts)
@@ -255,5 +257,5 @@ def _excerpt(record: Mapping[str, Any], context: str | None) -> str:
     after = after.rpartition(" ")[0] if end + AROUND < len(context) and " " in after else after
     cut = ("… " if start > AROUND else "", " …" if end + AROUND < len(context) else "")
     blanks = tuple(" " if letter.isspace() else "" for letter in (before[-1:], after[:1]))
-    answer = f"{blanks[0]}**{escape(shorten(record['best'], LETTERS))}**{blanks[1]}"
-    return f"{cut[0]}{escape(before)}{answer}{escape(after)}{cut[1]}"
+    answer = escape(shorten(record["best"], LETTERS))
+    return bold(answer, before=cut[0] + escape(before) + blanks[0], after=blanks[1] + escape(after) + cut[1])

@@ -22,6 +22,7 @@ from graftkit.report.markdown import (
     rounded,
     table,
     title,
+    with_sign,
 )
 from graftkit.report.reading import Reading
 from graftkit.report.sections import has_no_model, look
@@ -186,7 +187,7 @@ def _cells(score: Mapping[str, Any], sign: str = "") -> tuple[str, str]:
         value, low, high = rounded(score)
         return value, f"{low} to {high}"
     places = decimals((score["high"] - score["low"]) / 2)
-    value, low, high = (f"{round(score[end], places) + 0.0:+.{places}f}" for end in ("value", "low", "high"))
+    value, low, high = (with_sign(score[end], places) for end in ("value", "low", "high"))
     return value, f"{low} to {high}"
 
 

@@ -268,7 +268,7 @@ def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False) -> str
     """The grid, the numbers along it, and the names of the axes."""
 
     def words(value: float, places: int) -> str:
-        return f"{value:.{max(0, places - 2)}%}" if percents else f"{value:,.{places}f}"
+        return f"{value:.{max(0, places - 2)}%}" if percents else f"{value:,.{max(0, places)}f}"
 
     drawn = ""
     heights, places = ticks(*axes.y)

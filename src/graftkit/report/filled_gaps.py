@@ -7,8 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graftkit.report.markdown import escape, table
+from graftkit.report.markdown import bold, escape, table
 from graftkit.report.reading import Reading
+from graftkit.report.sections import is_evaluation
 from graftkit.report.tables import read_rows
 
 NAME = "filled_gaps"
@@ -38,16 +39,20 @@ def chapter(found: Mapping[str, Any] | None, reading: Reading) -> str:
     rows = {row["id"]: row for row in read_rows(reading.folder, "test", found["ids"])}
     before = reading.run.get("filled_before")
     lines = [(marked(rows[id], records[id], (before or {}).get(id)), escape(id)) for id in found["ids"]]
-    compared = (
-        "before it was trained here, and what it says now"
-        if before
-        else "(nothing is known of before: its head was new)"
-    )
     intro = (
-        f"A few documents of test, drawn by chance. The words that were hidden are bold; after each stands what the "
-        f"model says {compared}. All hidden words of a document are hidden at once."
+        "A few documents of test, drawn by chance. The words that were hidden are bold; after each stands what the "
+        f"model says{_when(reading.run)}. All hidden words of a document are hidden at once."
     )
     return f"{intro}\n\n{table(('Document', 'Row'), lines)}"
+
+
+def _when(run: Mapping[str, Any]) -> str:
+    """Of which times the answers are; of a model from elsewhere, and of those of folds, only the last is known."""
+    if is_evaluation(run):
+        return ""
+    if run.get("filled_before"):
+        return " before it was trained here, and what it says now"
+    return " (nothing is known of before: its head was new)"
 
 
 def addition(found: Mapping[str, Any], reading: Reading) -> None:
@@ -61,14 +66,14 @@ def marked(
     text, spans = row["text"], json.loads(row["hidden"])
     first = spans[around][0] - LETTERS // 2 if spans[around][1] > LETTERS else 0
     last = first + LETTERS
-    parts, done = ["… "] * (first > 0), first
+    shown, done = "… " * (first > 0), first
     for number, (start, end) in enumerate(spans):
         if first <= start and end <= last:
             said = _said(record["words"][number], record["filled"][number], before and before[number])
-            parts += [_plain(text[done:start]), f"**{escape(text[start:end])}** ({said})"]
+            shown = bold(escape(text[start:end]), before=shown + _plain(text[done:start])) + f" ({said})"
             done = end
     rest = text[done : max(done, last)]
-    return "".join([*parts, _plain(rest), " …" * (done + len(rest) < len(text))])
+    return shown + _plain(rest) + " …" * (done + len(rest) < len(text))
 
 
 def _said(word: str, filled: str, before: str | None) -> str:

@@ -64,10 +64,12 @@ def chapters(
     rows: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
     """The report's chapters on a model that writes, by heading; `shown` are the worst records, `rows` their rows."""
-    told = {"Scores": of_rows.scores(metrics, run, MEANINGS)}
-    if look(run, "samples", "rows"):
-        told[SAMPLES] = _samples(run)
-    return told | {"Hardest to foresee": _hardest(run, shown, rows)}
+    samples = {SAMPLES: _samples(run)} if look(run, "samples", "rows") else {}
+    return (
+        {"Scores": of_rows.scores(metrics, run, MEANINGS)}
+        | samples
+        | {"Hardest to foresee": _hardest(run, shown, rows)}
+    )
 
 
 def additions(

@@ -9,6 +9,7 @@ from typing import Any
 
 SPECIAL = re.compile(r"[\\`*\[\]~$]|(?<![^\W_])_|_(?![^\W_])|(?<=:)//|(?i:(?<=\bwww)\.)")
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
+LAST, FIRST = re.compile(r"([^\s\x00-\x7f]|[a-zA-Z0-9])$"), re.compile(r"^([^\s\x00-\x7f]|[a-zA-Z0-9])_?")
 START = re.compile(r"^([-+=#:]|\d+(?=[.)](?: |$)))")
 
 
@@ -21,6 +22,24 @@ def escape(text: str) -> str:
     line = SPECIAL.sub(lambda match: "\\" + match[0], line)
     line = START.sub(lambda match: match[1] + "\\" if match[1].isdigit() else "\\" + match[1], line)
     return "".join(ENTITIES.get(letter, letter) for letter in line)
+
+
+def bold(text: str, before: str = "", after: str = "") -> str:
+    """Text in bold, with what stands right before and after it: all are Markdown already. No text at all is a dash.
+
+    Marks between a letter and a sign, as in `order**?**`, open nothing (CommonMark 0.31, 6.2). So a letter beside marks
+    that a sign follows or precedes is written by its number, which ends and begins with a sign: `orde&#114;**?**`.
+    """
+    text = text or "–"
+    if not text[0].isalnum():
+        before = LAST.sub(_by_number, before)
+    if not text[-1].isalnum():
+        after = FIRST.sub(_by_number, after)
+    return f"{before}**{text}**{after}"
+
+
+def _by_number(match: re.Match[str]) -> str:
+    return f"&#{ord(match[1])};" + "\\_" * (match[0][1:] == "_")
 
 
 def shorten(text: str, length: int = 200) -> str:
@@ -53,10 +72,11 @@ def fenced(text: str, language: str = "") -> str:
 def decimals(half_width: float) -> int:
     """The decimals that an uncertainty of +-half_width supports: down to its first digit, at least 2, at most 6.
 
-    Two at least, since with one a score of 0.96 would read as 1.0; none for +-1 and more, which no such score has.
+    Two at least, since with one a score of 0.96 would read as 1.0. For +-1 and more, which no such score has, none; for
+    +-10 and more less than none: -1 rounds to tens.
     """
     if half_width >= 1:
-        return 0
+        return -math.floor(math.log10(half_width))
     return min(6, max(2, -math.floor(math.log10(half_width)))) if half_width > 0 else 2
 
 
@@ -64,7 +84,11 @@ def number(value: float, places: int) -> str:
     """A score in so many decimals, and in more where it would read as 1 without being 1."""
     while places < 6 and value != 1 and round(value, places) == 1:
         places += 1
-    return f"{round(value, places) + 0.0:.{places}f}"  # + 0.0 turns -0.00 into 0.00
+    return _digits(value, places)
+
+
+def _digits(value: float, places: int, sign: str = "") -> str:
+    return f"{round(value, places) + 0.0:{sign},.{max(0, places)}f}"  # + 0.0 turns -0.00 into 0.00
 
 
 def with_interval(score: Mapping[str, Any]) -> str:
@@ -77,9 +101,9 @@ def with_interval(score: Mapping[str, Any]) -> str:
 
 def rounded(score: Mapping[str, Any]) -> tuple[str, str, str]:
     """Value, low and high of a score, each with as many digits as the interval supports."""
-    value = number(score["value"], decimals((score["high"] - score["low"]) / 2))
-    places = len(value.partition(".")[2])
-    low, high = (f"{round(score[end], places) + 0.0:.{places}f}" for end in ("low", "high"))
+    places = decimals((score["high"] - score["low"]) / 2)
+    value = number(score["value"], places)
+    low, high = (_digits(score[end], len(value.partition(".")[2]) or min(0, places)) for end in ("low", "high"))
     return value, low, high
 
 
@@ -102,7 +126,7 @@ def signed(score: Mapping[str, Any]) -> str:
 
 def with_sign(value: float, places: int) -> str:
     """A difference in so many decimals: +0.03, -0.01."""
-    return f"{round(value, places) + 0.0:+.{places}f}"
+    return _digits(value, places, "+")
 
 
 def limit(value: float) -> str:

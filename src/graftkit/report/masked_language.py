@@ -7,27 +7,28 @@ from typing import Any
 
 import numpy as np
 
-from graftkit.metrics.masked_language import HEADLINES, SCORING
+from graftkit.metrics.language import MASKED, MASKED_HEADLINES
 from graftkit.report import curves, rows
 from graftkit.report.filled_gaps import marked
 from graftkit.report.html import Addition
 from graftkit.report.markdown import escape, number, percent, plural, table
 from graftkit.report.reading import Reading
+from graftkit.report.sections import is_evaluation
 
 WORST = 20
 FEW = 300  # hidden tokens in test, below which scores are rough
 MEANINGS = {
     "perplexity": "it is as unsure of a hidden token as if it chose among so many that are equally likely: 1 is "
     "perfect, lower is better",
-    "accuracy": "share of hidden tokens (words, or parts of rare words) that it fills in right at its first guess",
+    "token_accuracy": "share of hidden tokens (words, or parts of rare words) filled in right at its first guess",
     "log_loss": "the logarithm of perplexity: price of being wrong and sure of it, per hidden token; 0 is perfect",
 }
 
 
 def measure(reading: Reading, split: str) -> dict[str, Any]:
     """All that metrics.json says of a split. UserError for an unknown headline."""
-    masked, right = (sum(record[name] for record in reading.records[split]) for name in ("masked", "right"))
-    return rows.measure(reading, split, SCORING, HEADLINES) | {"masked": masked, "right": right}
+    counts = {name: sum(record[name] for record in reading.records[split]) for name in ("tokens", "right")}
+    return rows.measure(reading, split, MASKED, MASKED_HEADLINES) | counts
 
 
 def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
@@ -36,8 +37,8 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     perfect = "where 1 is perfect" if test["headline"]["name"] == "perplexity" else "where 0 is perfect"
     sentences = [
         rows.opening(metrics, run, "fills in hidden words", perfect=perfect),
-        f"It fills in {test['right']:,} of the {plural(test['masked'], 'hidden token')} "
-        f"({percent(test['right'], test['masked'])}) right at its first guess.",
+        f"It fills in {test['right']:,} of the {plural(test['tokens'], 'hidden token')} "
+        f"({percent(test['right'], test['tokens'])}) right at its first guess.",
         "It is a backbone for other recipes: what counts is whether a task gains from it, which only a run with "
         "`--backbone.name` set to its folder, and one with the checkpoint that it came from, can tell.",
     ]
@@ -48,7 +49,7 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
     """The records of the documents with the highest loss per hidden token."""
-    return sorted(records, key=lambda record: -record["loss"] / record["masked"])[:most]
+    return sorted(records, key=lambda record: -record["loss"] / record["tokens"])[:most]
 
 
 def chapters(
@@ -80,9 +81,9 @@ def additions(
 
 def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     cautions = []
-    if test["masked"] < FEW:
-        cautions.append(f"test has only {plural(test['masked'], 'hidden token')}, so scores are rough")
-    if "before" not in (run.get("baselines") or {}):
+    if test["tokens"] < FEW:
+        cautions.append(f"test has only {plural(test['tokens'], 'hidden token')}, so scores are rough")
+    if not is_evaluation(run) and "before" not in (run.get("baselines") or {}):
         cautions.append(
             "the checkpoint had no head that fills gaps, so nothing says how well it would have filled them before"
         )
@@ -97,7 +98,7 @@ def _worst(shown: Sequence[Mapping[str, Any]], kept: Mapping[str, Mapping[str, A
         "says. Look for text that does not belong here: another language, tables, remains of markup."
     )
     lines = [
-        (_shown(record, kept.get(record["id"], {})), number(record["loss"] / record["masked"], 1), escape(record["id"]))
+        (_shown(record, kept.get(record["id"], {})), number(record["loss"] / record["tokens"], 1), escape(record["id"]))
         for record in shown
     ]
     return f"{intro}\n\n{table(('Document', 'Loss per hidden token', 'Row'), lines, numbers=[1])}"
@@ -105,5 +106,5 @@ def _worst(shown: Sequence[Mapping[str, Any]], kept: Mapping[str, Mapping[str, A
 
 def _shown(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row.get("hidden") is None or record["words"] is None:
-        return f"*not kept*: {plural(record['masked'], 'hidden token')}, {record['right']:,} right"
+        return f"*not kept*: {plural(record['tokens'], 'hidden token')}, {record['right']:,} right"
     return marked(row, record, around=int(np.argmax(record["losses"])))

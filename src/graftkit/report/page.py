@@ -18,8 +18,7 @@ from graftkit.metrics import regression as numbers
 from graftkit.metrics import tagging as tags
 from graftkit.metrics.answers import SCORING as ANSWERS
 from graftkit.metrics.generation import SCORING as WRITING
-from graftkit.metrics.language import CAUSAL
-from graftkit.metrics.masked_language import SCORING as FILLING
+from graftkit.metrics.language import CAUSAL, MASKED
 from graftkit.metrics.sums import Scoring, score
 from graftkit.report import (
     answers,
@@ -47,7 +46,7 @@ from graftkit.report import (
     tagging,
     thresholds,
 )
-from graftkit.report.markdown import decimals, number, title, with_interval
+from graftkit.report.markdown import decimals, title, told, with_interval
 from graftkit.report.reading import CLASSIFIERS, SPLITS, Reading, read_folder, read_run
 from graftkit.report.simple_rows import SimpleRows
 from graftkit.report.tables import read_rows, written_aside
@@ -105,10 +104,10 @@ PARTS: dict[str, dict[str, Any]] = {
         **_over_sums(WRITING),
     },
     "fill-mask": {
-        "Against simple answers": SimpleRows(FILLING, "perplexity", "loss"),
+        "Against simple answers": SimpleRows(MASKED, "perplexity", "loss"),
         "Filled gaps": filled_gaps,
         "Words that it fills in badly": hard_words,
-        **_over_sums(FILLING),
+        **_over_sums(MASKED),
     },
 }
 """For each task, by the heading of its chapter, the modules that measure and tell something more of a run.
@@ -216,7 +215,9 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
         )
     places = decimals(metrics["test"]["rows"] ** -0.5)
     others = {name: value for name, value in metrics["test"]["scores"].items() if name != headline["name"]}
-    lines.insert(1, "      " + ", ".join(f"{title(name)} {number(value, places)}" for name, value in others.items()))
+    sure = metrics["test"].get("intervals") or {}
+    digits = (f"{title(name)} {told(value, sure.get(name), places)[0]}" for name, value in others.items())
+    lines.insert(1, f"      {', '.join(digits)}")
     lines += [folds.text(metrics[folds.NAME])] if folds.NAME in metrics else []
     lines += [words] if (words := baselines.doubt_sentence(metrics.get("baselines"))) else []
     return "\n".join(lines)

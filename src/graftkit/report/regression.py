@@ -66,7 +66,7 @@ def _name(run: Mapping[str, Any]) -> str:
 def amount(value: float, test: Mapping[str, Any]) -> str:
     """A number in the unit of the label, in as many digits as its typical error leaves a meaning to."""
     places = charts.ticks(0, max(test["scores"]["rmse"], 1e-12), most=20)[1]
-    return f"{round(value, places) + 0.0:,.{places}f}"
+    return f"{round(value, places) + 0.0:,.{max(0, places)}f}"
 
 
 def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:

@@ -76,8 +76,8 @@ def scores(metrics: Mapping[str, Any], run: Mapping[str, Any], meanings: Mapping
     sure = (
         f"The interval says how far a score would move on other test {noun}s of the same kind. It says nothing of "
         f"{noun}s of another kind, or of training again with another seed. (Bootstrap of whole "
-        f"{'groups' if groups else f'{noun}s'}, {RESAMPLES:,} resamples of {unit}, BCa; a share that is none or all "
-        "has the interval of Clopper and Pearson.)"
+        f"{'groups' if groups else f'{noun}s'}, up to {RESAMPLES:,} resamples of {unit}, BCa; a share that is none or "
+        "all has the interval of Clopper and Pearson.)"
     )
     not_dev = f"The dev {noun}s chose which weights to keep, so the dev scores tend to be too good." if dev else ""
     return "\n\n".join(part for part in (table(header, lines, numbers=[1, 3] if dev else [1]), sure, not_dev) if part)

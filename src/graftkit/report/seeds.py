@@ -5,7 +5,6 @@ The folder of a run with `--run.seeds` holds a run for each; what is told here f
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import numpy as np
 
 from graftkit.errors import UserError
 from graftkit.metrics.intervals import LEVEL
+from graftkit.metrics.scales import perfect, scale
 from graftkit.metrics.spread import divided, spread, student
 from graftkit.report import baselines, classification
 from graftkit.report.charts import tag
@@ -60,7 +60,7 @@ def gather(reading: Reading, task: Any, against: Any | None) -> dict[str, Any]:
     measured = [task.measure(each, "test") for each in readings]
     first = measured[0]["headline"]
     values = [one["headline"]["value"] for one in measured]
-    over_seeds = student(values, *_range(first))
+    over_seeds = student(values, *scale(first["name"]))
     doubts = [baselines.doubt(against.measure(each)) if against else "" for each in readings]
     runs = [
         {**one, "headline": each["headline"], "scores": each["scores"], "doubt": doubt}
@@ -79,13 +79,6 @@ def gather(reading: Reading, task: Any, against: Any | None) -> dict[str, Any]:
     }
 
 
-def _range(headline: Mapping[str, Any]) -> tuple[float, float]:
-    """The least and the most that a score can be."""
-    if headline.get("lower_is_better"):
-        return 0.0, math.inf
-    return (-1.0 if headline["name"] in ("matthews", "pearson", "spearman", "r2") else 0.0), 1.0
-
-
 def check_same_rows(readings: Sequence[Reading]) -> None:
     """Raise UserError where two seeds did not answer the same rows in the same order."""
     first = readings[0]
@@ -99,17 +92,12 @@ def check_same_rows(readings: Sequence[Reading]) -> None:
 def _answers(readings: Sequence[Reading]) -> dict[str, Any] | None:
     """How often the seeds agree, and the rows on which they agree least; None where rows have no answer to agree on."""
     records = readings[0].records["test"]
-    if not isinstance(records[0].get("prediction"), type(records[0].get("label", ...))):
-        return None
-    if isinstance(records[0]["prediction"], float):
+    if not isinstance(records[0].get("prediction"), str | list):
         return None
     known: dict[str, int] = {}
-    truth = np.array([known.setdefault(_words(record["label"]), len(known)) for record in records])
+    truth = np.array([known.setdefault(_truth(record), len(known)) for record in records])
     said = np.array(
-        [
-            [known.setdefault(_words(record["prediction"]), len(known)) for record in each.records["test"]]
-            for each in readings
-        ]
+        [[known.setdefault(_given(record), len(known)) for record in each.records["test"]] for each in readings]
     )
     right, apart, names = (said == truth).sum(axis=0), divided(truth, said), list(known)
     place_of = {label: place for place, label in enumerate(readings[0].labels)}
@@ -118,7 +106,7 @@ def _answers(readings: Sequence[Reading]) -> dict[str, Any] | None:
         given = Counter(names[answer] for answer in said[:, place].tolist())
         ordered = sorted(given, key=lambda name: (-given[name], place_of.get(name, 0)))
         answers = {name: given[name] for name in ordered}
-        shown.append({"id": records[place]["id"], "label": _words(records[place]["label"]), "given": answers})
+        shown.append({"id": records[place]["id"], "label": _truth(records[place]), "given": answers})
     return {
         "right_by_all": int((right == len(said)).sum()),
         "right_by_some": int(((right > 0) & (right < len(said))).sum()),
@@ -128,9 +116,20 @@ def _answers(readings: Sequence[Reading]) -> dict[str, Any] | None:
     }
 
 
-def _words(answer: str | list[str]) -> str:
-    """A label as it is; of several, all of them."""
-    return answer if isinstance(answer, str) else " ".join(answer) or "none"
+def _truth(record: Mapping[str, Any]) -> str:
+    """The true answer in words: a label; all of several; or the first of the texts that are accepted."""
+    label = record["label"]
+    if isinstance(label, str):
+        return label
+    return (" ".join(label) if isinstance(record["prediction"], list) else next(iter(label), "")) or "none"
+
+
+def _given(record: Mapping[str, Any]) -> str:
+    """What the model gave, in words; any of the texts that are accepted is the true one."""
+    given, label = record["prediction"], record["label"]
+    if isinstance(given, str) and isinstance(label, list) and (given in label or not (given or label)):
+        return _truth(record)
+    return (given if isinstance(given, str) else " ".join(given)) or "none"
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -160,7 +159,7 @@ def summary(found: Mapping[str, Any], run: Mapping[str, Any]) -> str:
     return (
         f"{start}, this recipe reaches a mean {title(headline['name'])} of **{with_interval(headline)}** on "
         f"{plural(found['rows'], 'test row')} that no model was trained on, "
-        f"{'where less is better' if headline.get('lower_is_better') else 'where 1 is perfect'}. "
+        f"where {perfect(headline['name']):g} is perfect. "
         f"{f'{_changing(found).capitalize()}. ' if found['answers'] else ''}**Watch out:** {'; '.join(cautions)}."
     )
 

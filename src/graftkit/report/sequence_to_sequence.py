@@ -201,8 +201,8 @@ def _cut(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         beyond = made["longer_references"]
         longer = "no true text of test is" if not beyond else f"{plural(beyond, 'true text')} of test are"
         parts.append(
-            f"Texts are written by {beams}, of at most {plural(made['max_tokens'], 'token')} "
-            f"(--generate.max\\_tokens); {longer} longer than that."
+            f"Texts are written by {beams}, of at most {plural(made['max_new_tokens'], 'token')} "
+            f"(--generate.max\\_new\\_tokens); {longer} longer than that."
         )
     lines = [
         (HOW[how][0].upper() + escape(HOW[how][1:]), f"{number_of:,}", percent(number_of, test["rows"]))

@@ -13,7 +13,7 @@ from graftkit.errors import UserError
 from graftkit.metrics.intervals import LEVEL
 from graftkit.metrics.sums import Scoring, intervals, lead
 from graftkit.report.baselines import NAME, VERDICTS, WORDS
-from graftkit.report.markdown import bullets, decimals, escape, number, table, title, told
+from graftkit.report.markdown import bullets, decimals, escape, number, table, title, told, with_sign
 from graftkit.report.reading import Reading
 from graftkit.report.sections import NOUNS, look
 from graftkit.report.tables import BASELINES, read_baselines
@@ -42,7 +42,7 @@ class SimpleRows:
         for baseline, given in answered.items():
             others = [{**record, self.field: value} for record, value in zip(records, given, strict=True)]
             ahead = lead(self.scoring, records, others, name, groups)
-            scored = intervals(self.scoring, others, groups)[name]
+            scored = intervals(self.scoring, others, groups, names=(name,))[name]
             beaten = "no" if not ahead.value > 0 else "yes" if ahead.low > 0 else "not shown"
             headline = {"name": name, "lower_is_better": name in self.scoring.lower, **asdict(scored)}
             answers.append({"name": baseline, "headline": headline, "lead": asdict(ahead), "beaten": beaten})
@@ -80,5 +80,5 @@ def _ahead(ahead: Mapping[str, Any]) -> tuple[str, str]:
     if ahead["method"] == "constant":
         return number(ahead["value"], 2), "–"
     places = decimals((ahead["high"] - ahead["low"]) / 2)
-    value, low, high = (f"{round(ahead[end], places) + 0.0:+.{places}f}" for end in ("value", "low", "high"))
+    value, low, high = (with_sign(ahead[end], places) for end in ("value", "low", "high"))
     return value, f"{low} to {high}"

@@ -13,7 +13,7 @@ from graftkit.errors import UserError
 from graftkit.metrics import tagging
 from graftkit.metrics.intervals import LEVEL
 from graftkit.report.baselines import NAME, VERDICTS, WORDS, addition
-from graftkit.report.markdown import bullets, decimals, number, rounded, table, title
+from graftkit.report.markdown import bullets, decimals, number, rounded, table, title, with_sign
 from graftkit.report.reading import Reading
 from graftkit.report.tables import BASELINES, read_baselines
 
@@ -80,5 +80,5 @@ def _ahead(lead: Mapping[str, Any]) -> tuple[str, str]:
     if lead["method"] == "constant":
         return number(lead["value"], 2), "–"
     places = decimals((lead["high"] - lead["low"]) / 2)
-    value, low, high = (f"{round(lead[end], places) + 0.0:+.{places}f}" for end in ("value", "low", "high"))
+    value, low, high = (with_sign(lead[end], places) for end in ("value", "low", "high"))
     return value, f"{low} to {high}"

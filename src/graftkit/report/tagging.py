@@ -16,6 +16,7 @@ from graftkit.metrics.tagging import PLAIN
 from graftkit.report import baselines, curves, figures
 from graftkit.report.html import Addition
 from graftkit.report.markdown import (
+    bold,
     decimals,
     escape,
     number,
@@ -303,7 +304,7 @@ def _marked(record: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     parts = []
     for place, word in enumerate(words):
         if place in wrong[:PAIRS]:
-            parts.append(f"**{escape(word)}** ({_tags(*pairs[place])})")
+            parts.append(f"{bold(escape(word))} ({_tags(*pairs[place])})")
         elif place in near:
             parts.append(escape(word))
         elif not parts or parts[-1] != "…":
