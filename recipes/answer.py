@@ -9,7 +9,7 @@ setting: --help.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
@@ -20,7 +20,7 @@ from graftkit.finish import finish
 from graftkit.heads import load_answerer
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
-from graftkit.run import RunConfig, open_run
+from graftkit.run import RunConfig, check_texts_kept, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.question_answering import AnswerConfig, QuestionAnswering
 from graftkit.text import load_tokenizer, measure
@@ -44,13 +44,14 @@ class Config:
     data: AnswersDataConfig = field(default_factory=AnswersDataConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=4, lr=1.5e-4))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=4, lr=2e-4))
     run: RunConfig = field(default_factory=RunConfig)
     report: AnswersReportConfig = field(default_factory=AnswersReportConfig)
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_texts_kept(config.run)
     if several_asked(config):
         return run_several("answer", main, config)
     run = open_run("answer", config)
@@ -67,11 +68,15 @@ def main(config: Config) -> dict[str, Any]:
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)
 
+    rows, tokens = task.in_windows(splits.train, lengths["train"])
+    windows, sizes = replace(splits, train=rows), {**lengths, "train": tokens}
+    if len(rows) > len(splits.train):
+        run.say(f"each window of a long text of train is a row of its own: {len(rows):,} rows")
     if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+        return rehearse(run, task, adapted, windows, sizes, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, splits, lengths, config.train)
+        model = train(run, task, adapted, windows, sizes, config.train)
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
 

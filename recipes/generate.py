@@ -14,10 +14,11 @@ from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
 from graftkit.before import ask_before
-from graftkit.config import start
+from graftkit.config import AtLeastOne, Positive, start
 from graftkit.data.chats import GenerateDataConfig, load_to_generate
 from graftkit.data.turns import Reader
 from graftkit.finish import finish
+from graftkit.generation import GenerateConfig, check_room
 from graftkit.heads import load_headless
 from graftkit.quantize import QuantizedBackboneConfig, quantization
 from graftkit.rehearse import rehearse
@@ -25,12 +26,28 @@ from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
 from graftkit.samples import draw_samples
 from graftkit.several import run_several, several_asked
-from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
+from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
 
-UNTRAINED = TrainConfig(epochs=8, lr=3e-3)
-"""How a network learns that nobody has trained, where the user sets nothing of `train`."""
+
+@dataclass(frozen=True)
+class GenerateTrainConfig(TrainConfig):
+    """How does it learn?"""
+
+    epochs: AtLeastOne | None = None
+    """passes over the training rows; by default 3, for demo-gpt 8"""
+    lr: Positive | None = None
+    """highest learning rate of the backbone; by default 1e-4, for demo-gpt, which starts from nothing, 3e-3"""
+
+    def settle(self, *, untrained: bool) -> GenerateTrainConfig:
+        """The same with the defaults filled in."""
+        usual = TrainConfig(epochs=8, lr=3e-3) if untrained else TrainConfig()
+        return replace(
+            self,
+            epochs=usual.epochs if self.epochs is None else self.epochs,
+            lr=usual.lr if self.lr is None else self.lr,
+        )
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Config:
     backbone: QuantizedBackboneConfig = field(default_factory=lambda: QuantizedBackboneConfig(name="demo-gpt"))
     data: GenerateDataConfig = field(default_factory=GenerateDataConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: GenerateTrainConfig = field(default_factory=GenerateTrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
@@ -48,21 +65,22 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    untrained = config.backbone.name == "demo-gpt"
+    config = replace(config, train=config.train.settle(untrained=untrained))
     if several_asked(config):
         return run_several("generate", main, config)
     bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge)
-    untrained = config.backbone.name == "demo-gpt"
-    if untrained and config.train == TrainConfig():
-        config = replace(config, train=UNTRAINED)
     run = open_run("generate", config)
     if untrained:
         run.say(
-            "demo-gpt is a small network that nobody has trained: what it writes, it learnt here alone. Name a "
+            "demo-gpt is a small network that nobody has trained: what it writes, it learnt here alone, in "
+            f"{config.train.epochs} epochs at a rate of {config.train.lr:g} (--train.epochs, --train.lr). Name a "
             "pretrained checkpoint with --backbone.name, such as gpt2"
         )
 
     with run.phase("data"):
         tokenizer = load_tokenizer(config.backbone)
+        check_room(config.generate, config.backbone)
         reader, length = Reader(tokenizer), tokenizer.model_max_length
         wanted = (config.report.columns, config.report.group)
         splits = load_to_generate(config.data, config.run.seed, reader, length, *wanted)

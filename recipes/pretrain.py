@@ -20,20 +20,15 @@ from graftkit.before import ask_before
 from graftkit.config import start
 from graftkit.data.documents import DocumentsConfig, load_documents
 from graftkit.finish import finish
-from graftkit.heads import load_masked_language_model
+from graftkit.heads import load_masked_language_model, say_whose_head
+from graftkit.masking import MaskConfig, cut_documents
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.report.filled_gaps import examples
 from graftkit.run import RunConfig, open_run
 from graftkit.several import run_several, several_asked
-from graftkit.tasks.masked_language_modelling import (
-    MaskConfig,
-    MaskedLanguageModelling,
-    check_tokenizer,
-    cut_documents,
-    say_whose_head,
-)
-from graftkit.text import load_tokenizer, measure
+from graftkit.tasks.masked_language_modelling import MaskedLanguageModelling
+from graftkit.text import check_can_hide, load_tokenizer, measure
 from graftkit.train import TrainConfig, train
 
 
@@ -59,14 +54,14 @@ def main(config: Config) -> dict[str, Any]:
     with run.phase("data"):
         splits = load_documents(config.data, config.run.seed, config.report.columns, config.report.group)
         tokenizer = load_tokenizer(config.backbone)
-        check_tokenizer(tokenizer)
+        check_can_hide(tokenizer)
 
     with run.phase("backbone"):
         headed, pooler = load_masked_language_model(config.backbone, config.run.seed)
         task = MaskedLanguageModelling(tokenizer, config.mask, pooler, keep_words=config.run.keep_rows)
         run.introduce(task, splits)
         lengths = measure(run, task, splits)
-        splits, lengths = cut_documents(run, task, splits, lengths)
+        splits, lengths = cut_documents(run, task.masking, splits, lengths)
         say_whose_head(run, headed)
 
     before = ask_before(run, task, headed, splits, lengths)

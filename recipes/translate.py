@@ -5,8 +5,8 @@
         --train.lr 1e-4 --train.epochs 3
 
 Translation, summarisation, rewriting: whatever makes one text of another. With no arguments it teaches a small T5 that
-nobody has trained, built on the spot, to write dates, times and sums of money as figures, from sentences made by rules.
-The rate and the epochs that it takes by default are for such a network. Every setting: --help.
+nobody has trained, built on the spot, to write dates and times as figures, from sentences made by rules. The rate, the
+epochs and the rows per update that it takes by default are for such a network. Every setting: --help.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
 from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
-from graftkit.errors import UserError
 from graftkit.finish import finish
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
-from graftkit.run import RunConfig, open_run
+from graftkit.run import RunConfig, check_texts_kept, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.sequence_to_sequence import (
     GenerateConfig,
@@ -45,17 +44,16 @@ class Config:
     target: TargetConfig = field(default_factory=TargetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=24, lr=2e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=12, batch_size=32, lr=4e-3))
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_texts_kept(config.run)
     if several_asked(config):
         return run_several("translate", main, config)
-    if not config.run.keep_rows:
-        raise UserError("--run.keep_rows false: scores follow from the texts in the run's tables; leave it out")
     run = open_run("translate", config)
 
     with run.phase("data"):

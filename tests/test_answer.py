@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from test_question_answering import plain_answers, question, questions
 from graftkit import cli
 from graftkit.errors import UserError
 from graftkit.metrics import answers
-from graftkit.report.answers import _excerpt, worst
+from graftkit.report.answers import _excerpt, _without_answer, worst
 from graftkit.report.tables import read_baselines, read_predictions, write_predictions
 
 
@@ -30,12 +31,14 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """A folder with 60, 15 and 21 questions, some without an answer, one of test on a text of several windows."""
+    """A folder with 61, 15 and 21 questions, some without an answer, one of train and test on texts of many windows."""
     folder = tmp_path_factory.mktemp("asked")
     for split, count, seed in (("train", 60, 1), ("dev", 15, 2), ("test", 20, 3)):
         rows = questions(count, seed)
         if split == "test":
             rows.append(question("long", "on my desk is here " * 30 + "a plum | *fine* <b>", "fruit"))
+        if split == "train":
+            rows.append(question("learnt", "on the desk is here " * 60 + "a pear", "fruit"))
         write(folder / f"{split}.jsonl", rows)
     return folder
 
@@ -69,7 +72,8 @@ def test_the_run_folder_holds_what_it_says(made):
     assert record["decision"]["rows"] == 15
     note = json.loads((out / "model" / "config.json").read_text())["question_answering"]
     assert note == {"threshold": record["decision"]["threshold"], "max_tokens": 30}
-    assert record["lengths"]["windowed_rows"] == 0
+    assert record["lengths"]["windowed_rows"] == 1
+    assert record["training"]["updates"] > 2 * math.ceil(61 / 8)  # each window of train is a row of its own
     assert record["saved"]["overlong"]["joined_rows"] > 1
     assert record["data"]["splits"]["test"]["without_answer"] == 4
     assert metrics == json.loads((out / "metrics.json").read_text())
@@ -121,6 +125,16 @@ def test_the_report_tells_of_answers(made, capsys):
     assert "F1" in capsys.readouterr().out
 
 
+def test_what_is_said_of_questions_without_an_answer():
+    test = {"answered": {"answer_given": 5, "answer_none": 0, "none_given": 1, "none_none": 0}}
+    chosen = {"threshold": 0.25, "dev_f1": 0.5, "dev_f1_at_0": 0.4}
+    assert "so it always gives one" in _without_answer(test, {})
+    assert "by more than 0.25" in _without_answer(test, {"decision": chosen})
+    told = _without_answer(test, {"folds": [{}, {}]})  # each fold chose for itself
+    assert told.startswith("|")
+    assert "so it always" not in told
+
+
 def test_the_furthest_off_come_first_with_what_stands_around():
     def record(given, label, loss):
         return {"id": given, "prediction": given, "best": given, "start": 4, "label": label, "loss": loss}
@@ -152,7 +166,15 @@ def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(tmp_path, 
     assert json.loads(settings.read_text())["question_answering"]["max_tokens"] == (3 if kind == "bert" else 30)
 
 
-@pytest.mark.parametrize("words", [("--answer.max_tokens", "0"), ("--answer.max_tokens", "-1")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--answer.max_tokens", "0"),
+        ("--answer.max_tokens", "-1"),
+        ("--run.keep_rows", "false"),  # the tables of predictions hold words of the texts
+        ("--run.keep_rows", "false", "--run.seeds", "0", "1"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, checkpoint, asked, words):
     with pytest.raises(UserError) as refused:
         train(tmp_path / "run", checkpoint("bert"), asked, *words)

@@ -201,6 +201,28 @@ def test_bad_rows_are_named_or_dropped(tmp_path, bad, message):
     assert message.startswith(reason)
 
 
+UNEQUAL = "answers and offsets of different length in row 2"
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("{[1]: 2}", UNEQUAL),
+        ("[" * 10_000, UNEQUAL),
+        ('{"text": ["\\ud800"], "answer_start": [0]}', UNEQUAL),
+        (f'{{"text": ["Ada"], "answer_start": [1{"0" * 400}]}}', "an answer outside of its context"),
+    ],
+    ids=["no key", "deep", "half of a character", "far"],
+)
+def test_answers_that_cannot_be_read_are_bad_rows(tmp_path, written, message):
+    rows = [one | {"answers": json.dumps(one["answers"])} for one in ROWS]
+    bad = row("Who?", None) | {"answers": written}
+    path = str(folder(tmp_path, train=[rows[0], bad, *rows[1:]]))
+    assert f"train.jsonl: {message}" in refused(path=path)
+    assert "in row 2" in refused(path=path)
+    assert load(path=path, bad_rows="drop").train["id"][:] == ["train-1", "train-3", "train-4", "train-5"]
+
+
 def test_train_without_any_answer_is_nothing_to_learn(tmp_path):
     path = str(folder(tmp_path, train=[row(question, None) for question, _ in PAIRS]))
     assert "no question of train has an answer, so there is nothing to learn" in refused(path=path)

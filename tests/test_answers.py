@@ -97,6 +97,7 @@ def test_scores_of_many():
         ([1.0, 2.0], [["x"], ["x"]], ["x", "x"], 2, np.inf),  # answer always
         ([1.0, 2.0], [[], []], ["x", "x"], -np.inf, 1),  # never
         ([1.0, 1.0, 2.0], [["x"], [], []], ["x", "y", "y"], 0, 2),  # of the same gap: one cannot do without the other
+        ([-1.0] * 3, [["x"], [], []], ["x", "y", "y"], -np.inf, -1.5),  # not where one of the same gap ends
         ([-5.0, -1.0, 3.0], [["x"], [], ["x"]], ["x", "x", "q"], -5, -1),  # a wrong span is no gain
     ],
 )

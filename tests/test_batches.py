@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graftkit.batches import epoch_updates, fixed_batches, shares, updates_per_epoch
+from graftkit.batches import epoch_updates, fixed_batches, shares, some_windows, updates_per_epoch
 
 LENGTHS = np.random.default_rng(0).integers(3, 200, 1003).astype(np.int32)
 
@@ -51,3 +51,13 @@ def test_evaluation_batches_follow_from_the_split_and_bound_tokens():
     assert all(len(b) * LENGTHS[b].max() <= 1000 or len(b) == 1 for b in batches)
     assert LENGTHS[batches[0]].max() == LENGTHS.max()
     assert [len(b) for b in fixed_batches(None, 130)] == [64, 64, 2]
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(4, [1] * 7), (5, [1] * 7), (14, [2, 2, 2, 1]), (35, [7]), (99, [7])])
+def test_windows_come_in_order_some_at_a_time(most, sizes):
+    import torch
+
+    inputs = {"input_ids": torch.arange(35).reshape(7, 5), "attention_mask": torch.ones(7, 5)}
+    parts = list(some_windows(inputs, most))
+    assert [len(part["attention_mask"]) for part in parts] == sizes
+    assert torch.equal(torch.cat([part["input_ids"] for part in parts]), inputs["input_ids"])

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_tokenizer
+from tokenizers import AddedToken
 
+from graftkit import cross_entropy
+from graftkit.backbone import BackboneConfig
+from graftkit.cross_entropy import summed_loss
 from graftkit.data.turns import IGNORED, Reader
 from graftkit.errors import UserError
+from graftkit.generation import GenerateConfig, check_room
 from graftkit.metrics import language, sums
-from graftkit.tasks import causal_language_modelling as module
-from graftkit.tasks.causal_language_modelling import (
-    CausalLanguageModelling,
-    GenerateConfig,
-    keeps_apart,
-    pack,
-    summed_loss,
-)
+from graftkit.packing import keeps_apart, pack, reads_ahead
+from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 
 SIZE = {"vocab_size": 180, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZE |= {"max_position_embeddings": 48, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 4}
@@ -102,9 +101,8 @@ def test_a_network_that_mixes_packed_documents_gets_a_line_and_a_mask_for_each(t
         assert record["loss"] == pytest.approx(alone[id]["loss"], rel=1e-6)
 
 
-def test_what_mixes_is_found_out():
-    model = make_model("llama")
-    assert keeps_apart(model, 8, 180)
+def let_mix(model):
+    """The same network with a mask, for which transformers does not look at positions."""
     forward = type(model).forward
 
     class Mixing(type(model)):
@@ -114,7 +112,30 @@ def test_what_mixes_is_found_out():
             )
 
     model.__class__ = Mixing
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "gpt_neox"])
+def test_what_mixes_is_found_out_in_any_precision(kind, dtype):
+    model = make_model(kind).to(dtype)
+    assert keeps_apart(model, 8, 180)
+    assert not reads_ahead(model, 8, 180)
+    assert not keeps_apart(let_mix(model), 8, 180)
+
+
+def test_weights_of_few_bits_round_though_their_logits_are_whole():
+    model, draw = make_model("qwen2"), torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda layer, inputs, made: made * (1 + torch.randn(1, generator=draw) / 2**9))
     assert not keeps_apart(model, 8, 180)
+    model.is_quantized = True
+    assert keeps_apart(model, 8, 180)
+    assert not keeps_apart(let_mix(model), 8, 180)
+
+
+def test_a_blank_network_cannot_be_judged():
     blank = make_model("llama")
     with torch.no_grad():
         for layer in blank.model.layers:
@@ -175,7 +196,7 @@ def test_masked_positions_have_no_gradient(reader):
 
 
 def test_the_loss_in_parts_is_the_loss(monkeypatch):
-    monkeypatch.setattr(module, "POSITIONS", 7)
+    monkeypatch.setattr(cross_entropy, "POSITIONS", 7)
     logits = torch.randn(3, 11, 50, requires_grad=True)
     following = torch.randint(50, (3, 11))
     following[0, 2:9] = IGNORED
@@ -187,8 +208,8 @@ def test_the_loss_in_parts_is_the_loss(monkeypatch):
 
 
 def test_evaluation_never_holds_the_logits_of_all_rows(task, monkeypatch):
-    monkeypatch.setattr(module, "LOGITS", 180 * 40)
-    monkeypatch.setattr(module, "POSITIONS", 16)
+    monkeypatch.setattr(cross_entropy, "LOGITS", 180 * 40)
+    monkeypatch.setattr(cross_entropy, "POSITIONS", 16)
     model, made, entropy = make_model("llama"), [], torch.nn.functional.cross_entropy
     largest = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
@@ -263,10 +284,60 @@ def test_samples_are_the_same_for_the_same_seed(reader, temperature):
 def test_settings_of_generation_are_refused_or_saved(reader):
     with pytest.raises(UserError, match=r"--generate\.top_p 0"):
         GenerateConfig(top_p=0)
-    saved = GenerateConfig(temperature=0, max_new_tokens=7).settings(reader.tokenizer).to_diff_dict()
+    settings = GenerateConfig(temperature=0, max_new_tokens=7).settings(reader.tokenizer, reader.ends)
+    saved = settings.to_diff_dict()
     assert saved["max_new_tokens"] == 7
     assert saved["eos_token_id"] == saved["pad_token_id"] == reader.tokenizer.eos_token_id
     assert "temperature" not in saved
+
+
+def test_a_text_is_over_at_any_end_that_checkpoint_or_template_names(tmp_path):
+    from transformers import AutoTokenizer
+
+    save_tokenizer(tmp_path, "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_tokens([AddedToken("[SEP]", special=True)])
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}[SEP] ;{% endfor %}"
+    end, close = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("[SEP]")
+    task = CausalLanguageModelling(Reader(tokenizer), ["chat"], GenerateConfig(temperature=0, max_new_tokens=5))
+    model, steps = make_model("llama"), []
+    model.generation_config.eos_token_id = [7, end, 9999]  # the last is none of the tokenizer's
+    for _ in range(2):
+        task.save(tmp_path / "model", model)
+        saved = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+        assert saved["eos_token_id"] == [end, close, 7]
+    for likeliest, expected in ((close, 1), (7, 1), (9, 5)):
+        steps.clear()
+
+        def choose(layer, inputs, output, likeliest=likeliest):
+            steps.append(output)
+            return output + 100 * torch.nn.functional.one_hot(torch.tensor(likeliest), 180)
+
+        hook = model.lm_head.register_forward_hook(choose)
+        task.go_on(model, [20, 21], seed=1)
+        assert len(steps) == expected
+        hook.remove()
+
+
+def test_more_new_tokens_than_positions_are_refused(tmp_path):
+    model = make_model("gpt2")
+    model.config.save_pretrained(tmp_path)
+    backbone = BackboneConfig(name=str(tmp_path))
+    check_room(GenerateConfig(max_new_tokens=47), backbone)
+    with pytest.raises(UserError) as refused:
+        check_room(GenerateConfig(max_new_tokens=48), backbone)
+    assert "--generate.max_new_tokens 48: this checkpoint has positions for 48 tokens" in str(refused.value)
+    assert "set 24, or 47 at most" in str(refused.value)
+
+
+def test_what_is_gone_on_from_leaves_room(task):
+    task.generate = GenerateConfig(max_new_tokens=47)
+    model = make_model("gpt2")
+    assert task.go_on(model, list(range(20, 60)), 1) == task.go_on(model, [59], 1)
+    task.generate = GenerateConfig(max_new_tokens=44)  # more than is read at once (40), which takes nothing away
+    assert task.go_on(model, list(range(20, 60)), 1) == task.go_on(model, [56, 57, 58, 59], 1)
+    assert task.go_on(model, list(range(20, 60)), 1) != task.go_on(model, [59], 1)
 
 
 def test_a_tokenizer_of_more_tokens_than_the_network_is_refused(task):

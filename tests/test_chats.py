@@ -6,6 +6,7 @@ import json
 
 import pytest
 from conftest import save_tokenizer, write_csv
+from tokenizers import AddedToken
 
 from graftkit.data.chats import ORDER, GenerateDataConfig, load_to_generate, wrong_with
 from graftkit.data.turns import IGNORED, Reader, Tokens, windows
@@ -68,6 +69,42 @@ def test_only_answers_are_learnt(chat_reader):
     begins, ids = chat_reader.start(row)
     assert begins == "old desk\n\napple"
     assert chat_reader.tokenizer.decode(ids).replace(" ##", "").endswith("] apple ; [ assistant ]")
+
+
+CLOSED = (
+    "{% for m in messages %}" + TURN + "{{ m['content'] }}[SEP] ;{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+CLOSED_IN_MARKS = (
+    "{% for m in messages %}" + TURN + "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}[SEP] ;"
+    "{% endgeneration %}{% else %}{{ m['content'] }}[SEP] ;{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [CLOSED, CLOSED_IN_MARKS])
+def test_an_answer_is_learnt_up_to_the_token_that_closes_it(tmp_path, template):
+    tokenizer = make_tokenizer(tmp_path, template)
+    tokenizer.add_tokens([AddedToken("[SEP]", special=True)])
+    reader = Reader(tokenizer)
+    assert reader.ends == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("[SEP]")]
+    row = {"chat": json.dumps(say("S:old desk", "apple", "red saw", "pear", "crow"))}
+    assert learnt(reader, row) == "red saw [SEP] crow [SEP]"
+
+
+def test_a_text_ends_at_the_end_of_text_where_nothing_else_closes_it(chat_reader, tokenizer):
+    for reader in (chat_reader, Reader(tokenizer)):
+        assert reader.ends == [reader.close] == [reader.end]
+
+
+def test_a_template_that_never_closes_an_answer_is_warned_of(tmp_path):
+    path = write_chats(tmp_path / "rows.jsonl", [say(f"apple {i}", "saw") for i in range(30)])
+    splits = load(path, make_tokenizer(tmp_path / "open", PLAIN.replace("<eos>", "")))
+    assert [one for one in splits.warnings if "does not learn to stop" in one]
+    assert not load(path, make_tokenizer(tmp_path / "closed", PLAIN)).warnings
+    with pytest.raises(UserError, match=r"--data\.documents file: .*rows\.jsonl is none; leave it out") as refused:
+        load(path, make_tokenizer(tmp_path / "closed", PLAIN), documents="file")
+    assert "\n" not in str(refused.value)
 
 
 def test_prompts_are_chats_where_there_is_a_template(chat_reader, tokenizer):
@@ -163,6 +200,22 @@ def test_bad_chats_are_named_or_dropped(tmp_path, template, bad, words):
     assert "\n" not in str(refused.value)
     splits = load(path, tokenizer, bad_rows="drop")
     assert sum(splits.facts["dropped"]["train"].values()) == 1
+    assert sum(len(getattr(splits, split)) for split in ("train", "dev", "test")) == 30
+
+
+DEEP, HALF = "[" * 10_000, '[{"role": "user", "content": "\\ud800"}, {"role": "assistant", "content": "b"}]'
+
+
+@pytest.mark.parametrize("bad", ["[{", "[{[1]: 2}]", DEEP, HALF], ids=["cut off", "no key", "deep", "half"])
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_chats_that_are_written_as_text(tmp_path, write, bad):
+    tokenizer = make_tokenizer(tmp_path, PLAIN)
+    chats = [write(say(f"apple {i}", "saw")) for i in range(30)]
+    path = write_chats(tmp_path / "rows.jsonl", [*chats[:2], bad, *chats[2:]])
+    with pytest.raises(UserError, match="no messages in row 3"):
+        load(path, tokenizer)
+    splits = load(path, tokenizer, bad_rows="drop")
+    assert splits.facts["dropped"]["train"] == {"no messages": 1}
     assert sum(len(getattr(splits, split)) for split in ("train", "dev", "test")) == 30
 
 

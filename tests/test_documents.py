@@ -99,6 +99,7 @@ def test_repeats_are_warned_of(split_files):
     [
         ({"a.txt": "a", "b.txt": " \n", "c.txt": ""}, {}, "an empty document (first: b.txt) in rows 2, 3. Mend"),
         ({"rows.csv": "text\nhello\n  \n"}, {}, "rows.csv: an empty document in row 2. Mend"),
+        ({"rows.csv": "text\nhello\n"}, {"documents": "line"}, "--data.documents line: says what a document is"),
         ({"train.txt": " \n\n"}, {}, "train.txt is empty: it has no text"),
         ({"a.md": "a"}, {}, "no data in the folder"),
         ({"a.txt": "a", "b.txt": "b"}, {}, "2 rows are too few to cut dev and test from"),

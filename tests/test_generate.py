@@ -236,6 +236,11 @@ def test_commands_that_cannot_say_so_in_one_line(made, tmp_path, capsys, words):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_more_tokens_than_the_checkpoint_has_positions_for_are_refused_at_the_start(tmp_path, writer, documents):
+    with pytest.raises(UserError, match=r"--generate\.max_new_tokens 60: this checkpoint has positions for 48 tokens"):
+        train(tmp_path / "run", writer("gpt2"), documents, "--generate.max_new_tokens", 60)
+
+
 # the demo
 
 
@@ -254,8 +259,23 @@ def test_the_demo_network_is_the_same_each_time(tmp_path):
     assert tokenizer.decode(tokenizer("Où est ma commande 🙂 ?")["input_ids"]) == "Où est ma commande 🙂 ?"
 
 
-def test_with_no_arguments_the_demo_says_that_nobody_trained_it(tmp_path, capsys):
-    run_recipe("generate", "--run.dry_run")
-    said = capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("words", "learns", "updates"),
+    [
+        ((), "in 8 epochs at a rate of 0.003", 336),
+        (("--train.epochs", 3, "--train.lr", 1e-4), "in 3 epochs at a rate of 0.0001", 126),  # the usual, but asked for
+        (("--train.batch_size", 32), "in 8 epochs at a rate of 0.003", 168),
+    ],
+)
+def test_the_demo_says_that_nobody_trained_it_and_how_it_learns(words, learns, updates, capsys):
+    run_recipe("generate", "--run.dry_run", *words)
+    said = " ".join(capsys.readouterr().out.split())
     assert "nobody has trained" in said
-    assert "dry run: 336 updates of 16 rows" in said
+    assert learns in said
+    assert f"dry run: {updates} updates" in said
+
+
+def test_a_checkpoint_that_was_trained_learns_as_usual(tmp_path, writer, documents, capsys):
+    run_recipe("generate", "--run.dry_run", "--backbone.name", writer("llama"), "--data.path", documents,
+               "--run.out", tmp_path / "run", "--generate.max_new_tokens", 8)  # fmt: skip
+    assert "dry run: 9 updates of 16 rows" in capsys.readouterr().out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,19 +17,15 @@ from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
 from graftkit.data.splits import Splits
 from graftkit.errors import UserError
-from graftkit.heads import load_masked_language_model
+from graftkit.heads import load_masked_language_model, logits_at, say_whose_head
+from graftkit.masking import MaskConfig, Word, cut_documents, cut_windows, words_of
 from graftkit.report import hard_words
+from graftkit.report.answers import _excerpt
 from graftkit.report.filled_gaps import marked
-from graftkit.tasks.masked_language_modelling import (
-    MaskConfig,
-    MaskedLanguageModelling,
-    Word,
-    cut_documents,
-    cut_windows,
-    logits_at,
-    say_whose_head,
-    words_of,
-)
+from graftkit.report.html import page
+from graftkit.report.markdown import bold, escape
+from graftkit.report.tagging import _marked
+from graftkit.tasks.masked_language_modelling import MaskedLanguageModelling
 from graftkit.text import load_tokenizer
 
 LONG = " ".join(text for text, _ in texts(30, seed=9))
@@ -125,7 +124,7 @@ def test_shares_are_those_that_were_asked_for(checkpoint):
             seen = example["windows"][window]["input_ids"][place]
             fate = {task.tokenizer.mask_token_id: "hidden", truth: "kept"}.get(seen, "swapped")
             fates[fate] += 1
-            assert fate == "hidden" or seen not in task.special
+            assert fate == "hidden" or seen not in task.masking.special
     shares = {fate: count / sum(fates.values()) for fate, count in fates.items()}
     assert shares == pytest.approx({"hidden": 0.6, "kept": 0.1, "swapped": 0.3}, abs=0.03)
     assert asked / words == pytest.approx(0.25, abs=0.03)
@@ -148,7 +147,7 @@ def test_a_long_document_is_read_in_windows_each_with_a_hidden_word(checkpoint):
     task = task_of(checkpoint)
     example = task.encode(row(LONG), None)
     ids = whole(task, LONG)
-    assert len(example["windows"]) == -(-len(ids) // task.room)
+    assert len(example["windows"]) == -(-len(ids) // task.masking.room)
     assert all(len(window["input_ids"]) <= 40 for window in example["windows"])
     assert sum(len(window["input_ids"]) - 2 for window in example["windows"]) == len(ids)
     assert {window for window, _ in example["at"]} == set(range(len(example["windows"])))
@@ -163,7 +162,7 @@ def test_a_long_document_of_train_becomes_rows_that_lose_nothing(checkpoint, kin
     rows = Dataset.from_list([row("the old saw", "train-1"), row(LONG, "train-2"), row("a pear", "train-3")])
     splits = Splits(rows, rows, rows, [], {}, [], [])
     lengths = {name: task.lengths(rows) for name in ("train", "dev", "test")}
-    cut, counted = cut_documents(SimpleNamespace(say=lines.append), task, splits, lengths)
+    cut, counted = cut_documents(SimpleNamespace(say=lines.append), task.masking, splits, lengths)
     parts = [one["text"] for one in cut.train if one["id"].startswith("train-2/")]
     assert "".join(parts) == LONG
     assert [one for part in parts for one in whole(task, part)] == whole(task, LONG)
@@ -172,7 +171,7 @@ def test_a_long_document_of_train_becomes_rows_that_lose_nothing(checkpoint, kin
     assert cut.test is rows
     assert lines == [f"each window of a long document of train is a row of its own: {len(cut.train)} rows"]
     short = Splits(rows.select([0]), rows, rows, [], {}, [], [])
-    assert cut_documents(SimpleNamespace(), task, short, {"train": lengths["train"][:1]})[0] is short
+    assert cut_documents(SimpleNamespace(), task.masking, short, {"train": lengths["train"][:1]})[0] is short
 
 
 def test_words_of_byte_level_tokenizers_are_words():
@@ -225,18 +224,25 @@ def test_records_say_what_was_filled_in(checkpoint):
         records = task.predict(headed.model.eval(), batch)
         total = task.loss(headed.model, batch).item()
     assert [record["id"] for record in records] == ["a", "b", "c"]
-    assert sum(record["masked"] for record in records) == task.count(batch).item()
+    assert sum(record["tokens"] for record in records) == task.count(batch).item()
     assert sum(record["loss"] for record in records) == pytest.approx(total, rel=1e-5)
     for one, record in zip(rows, records, strict=True):
         spans = json.loads(task.kept(one).content["hidden"])
         assert [one["text"][start:end] for start, end in spans] == record["words"]
         assert len(record["filled"]) == len(record["losses"]) == len(spans)
         assert sum(record["losses"]) == pytest.approx(record["loss"])
-    quiet = MaskedLanguageModelling(task.tokenizer, task.mask, keep_words=False)
+    quiet = MaskedLanguageModelling(task.tokenizer, task.masking.config, keep_words=False)
     with torch.no_grad():
         said = quiet.predict(headed.model, batch)
     assert all(record["words"] is None and record["filled"] is None for record in said)
     assert [record["losses"] for record in said] == [record["losses"] for record in records]
+
+
+def test_a_model_that_is_broken_has_a_score_that_is_a_number(checkpoint):
+    records = [{"loss": 5000.0, "tokens": 2, "right": 1}]
+    assert task_of(checkpoint).score(records) == {
+        "perplexity": pytest.approx(np.exp(700)), "log_loss": 2500.0, "token_accuracy": 0.5,
+    }  # fmt: skip
 
 
 def test_evaluation_takes_some_windows_at_a_time_and_says_the_same(checkpoint, monkeypatch):
@@ -285,6 +291,41 @@ def test_gaps_are_shown_with_what_was_said_before_and_now():
     assert part.startswith("… ab")
     assert part.endswith(("cd …", "c …"))
     assert len(part) < 350
+
+
+def rendered(*lines):
+    """Lines as the report's page shows them, with what is bold in angle quotes."""
+    found = (
+        page("A run", "Fine.", {"Chapter": "\n\n".join(lines)}, {}).partition("<section")[2].partition("</section>")[0]
+    )
+    shown = [unescape(line.replace("<wbr>", "")) for line in re.findall("<p>(.*?)</p>", found, re.DOTALL)]
+    return [line.replace("<strong>", "«").replace("</strong>", "»") for line in shown]
+
+
+def test_signs_beside_letters_are_bold_too():
+    row = {"text": "my order? (木€木) 'its_2' ", "hidden": "[[8, 9], [12, 13], [20, 21]]"}
+    record = {"words": ["?", "€", "_"], "filled": ["?", "a", "_"]}
+    assert rendered(marked(row, record)) == ["my order«?» (right) (木«€» (“a”)木) 'its«_» (right)2'"]
+    context = "It costs US$12m today"
+    for best, shown in (("$", "US«$»12m"), ("$12", "US«$12»m"), ("12", "US$«12»m"), ("12m today", "US$«12m today»")):
+        assert rendered(_excerpt({"start": context.index(best), "best": best}, context))[0].startswith(
+            f"It costs {shown}"
+        )
+    assert rendered(_marked({"prediction": ["O"], "label": ["B-X"]}, {"words": '["\\u200b"]'})) == [
+        "«–» (O, true: B-X)"
+    ]
+
+
+def test_bold_is_right_beside_anything():
+    rng = np.random.default_rng(0)
+    letters = list("ab1_*`\\&<>[]!?.-~$|'\"#é木€²٣😀")
+    lines, wanted = [], []
+    for _ in range(2000):
+        before, text, after = ("".join(rng.choice(letters, size)) for size in rng.integers((0, 1, 0), (4, 4, 4)))
+        lines.append("." + bold(escape(text), "a" + escape(before), escape(after) + "a"))
+        wanted.append(f".a{before}«{text}»{after}a")
+    pairs = [f"{line} {other}" for line, other in pairwise(lines)]
+    assert rendered(*pairs) == [f"{line} {other}" for line, other in pairwise(wanted)]
 
 
 def test_words_are_hard_by_their_mean_loss():

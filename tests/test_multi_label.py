@@ -103,7 +103,10 @@ def test_intervals_tell_of_answers_that_are_all_right():
     found = multi_label.whole_intervals(records, LABELS)
     assert found["micro_f1"].value == 1
     assert 0.9 < found["micro_f1"].low < 1
-    assert sums.intervals(multi_label.scoring(LABELS), records)["subset_accuracy"].method == "clopper-pearson"
+    shares = sums.intervals(multi_label.scoring(LABELS), records)
+    for name in ("subset_accuracy", "label_accuracy"):
+        assert (shares[name].method, shares[name].high) == ("clopper-pearson", 1)
+        assert 0.9 < shares[name].low < 1
     assert set(found) <= set(multi_label.scoring(LABELS).statistics)
 
 
@@ -166,6 +169,7 @@ def test_a_row_is_given_what_reaches_its_threshold():
     probabilities = np.array([[0.2, 0.6], [0.9, 0.1]], np.float32)
     assert given(probabilities, np.array([0.1, 0.6000001]), ["x", "y"]) == [["x"], ["x"]]
     assert given(probabilities, np.array([0.95, 0.0]), ["x", "y"]) == [["y"], ["y"]]
+    assert given(np.array([[0.5, 0.25]]), np.array([0.5, 0.5]), ["x", "y"]) == [["x"]]
 
 
 def test_before_thresholds_are_chosen_scores_are_those_at_the_ones_that_would_be():

@@ -166,6 +166,9 @@ def test_bad_labels_are_named_with_their_rows_and_can_be_dropped(tmp_path):
         write(tmp_path / f"{split}.csv", whole)
     cases = [
         ([*whole[:1], '["fruit", "tool"', *whole[2:]], "labels that are no list in row 2"),
+        ([*whole[:1], "[" * 10_000 + "]" * 10_000, *whole[2:]], "labels that are no list in row 2"),
+        ([*whole[:1], '["\\ud800"]', *whole[2:]], "labels that are no list in row 2"),
+        ([*whole[:1], "[{[1]: 2}]", *whole[2:]], "labels that are no list in row 2"),
         ([*whole[:2], '["bird", null]', *whole[3:]], "a label that is missing or no text in row 3"),
         ([*whole[:3], "", *whole[4:]], "missing labels in row 4"),
     ]

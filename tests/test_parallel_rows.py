@@ -139,8 +139,8 @@ def test_the_demo_is_what_its_rules_write_and_holds_out_its_test(tmp_path, monke
         assert (tmp_path / f"{split}.csv").read_bytes() == (DEMO_FOLDER / f"{split}.csv").read_bytes()
     sys.modules.pop("spoken_data")
     splits = load()
-    assert [len(rows) for rows in (splits.train, splits.dev, splits.test)] == [1000, 80, 200]
+    assert [len(rows) for rows in (splits.train, splits.dev, splits.test)] == [1200, 100, 200]
     assert splits.warnings == []
-    said = "quarter past six in the evening"
+    said = "six fifteen in the evening"
     assert any(said in text for text in splits.test["source"])
     assert not any(said in text for text in [*splits.train["source"], *splits.dev["source"]])

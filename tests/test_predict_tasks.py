@@ -225,7 +225,9 @@ def translator(tmp_path_factory):
     start = tmp_path_factory.mktemp("t5")
     MAKERS["demo-t5"](start)
     config, run = BackboneConfig(name=str(start)), tmp_path_factory.mktemp("run")
-    task = SequenceToSequence(load_tokenizer(config), "say: ", TargetConfig(), GenerateConfig(beams=2, max_tokens=5))
+    task = SequenceToSequence(
+        load_tokenizer(config), "say: ", TargetConfig(), GenerateConfig(beams=2, max_new_tokens=5)
+    )
     task.save(run / "model", stir(load_writer(config, 0).model))
     columns = {"source": "written", "target": "spoken"}
     write(run / "run.json", json.dumps({"task": task.name, "data": {"prefix": "say: ", "columns": columns}}))
@@ -246,8 +248,9 @@ def test_a_text_is_the_one_of_the_task(translator, predict, tmp_path):
 def writer(tmp_path_factory, checkpoint):
     """Makes a causal model as the task saves it, with or without a chat template."""
     from graftkit.data.turns import Reader
+    from graftkit.generation import GenerateConfig
     from graftkit.heads import load_headless
-    from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
+    from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 
     def make(columns, template=None):
         config = BackboneConfig(name=str(checkpoint("gpt2")))

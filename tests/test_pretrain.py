@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from graftkit import cli
 from graftkit.backbone import BackboneConfig, load_model
 from graftkit.errors import Stopped, UserError
 from graftkit.optim import leave_to_head, make_optimizer, set_lr
+from graftkit.report import filled_gaps, masked_language
+from graftkit.report.reading import read_folder
 from graftkit.report.tables import read_baselines, read_predictions
 
 
@@ -87,8 +90,8 @@ def test_tables_hold_what_was_hidden_and_what_was_filled_in(made):
         spans = json.loads(row["hidden"])
         assert [row["text"][start:end] for start, end in spans] == record["words"]
         assert sum(record["losses"]) == pytest.approx(record["loss"])
-    masked, right = (sum(record[name] for record in records) for name in ("masked", "right"))
-    assert metrics["test"]["scores"]["accuracy"] == pytest.approx(right / masked)
+    tokens, right = (sum(record[name] for record in records) for name in ("tokens", "right"))
+    assert metrics["test"]["scores"]["token_accuracy"] == pytest.approx(right / tokens)
     ids, given = read_baselines(out)
     assert ids == [record["id"] for record in records]
     assert all(loss > 0 for loss in given["frequent_tokens"])
@@ -110,6 +113,21 @@ def test_the_report_tells_of_words(made, capsys):
     assert cli.main(["report", str(out)]) == 0
     assert {name: (out / name).read_bytes() for name in before} == before
     assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [{"folds": [{"name": "fold-1"}, {"name": "fold-2"}]}, {"recipe": "evaluate"}])
+def test_of_folds_and_of_a_model_from_elsewhere_nothing_is_said_of_before(made, kind):
+    out, metrics = made
+    trained = read_folder(out, ("test",))
+    told = {}
+    for name, more in (("trained", {}), ("other", kind)):
+        reading = replace(trained, run=trained.run | more)
+        chapter = filled_gaps.chapter(metrics["filled_gaps"], reading)
+        told[name] = masked_language.summary(metrics, reading.run), chapter.partition("\n")[0]
+    assert "had no head that fills gaps" in told["trained"][0]
+    assert "after each stands what the model says (nothing is known of before" in told["trained"][1]
+    assert "had no head" not in told["other"][0]
+    assert "after each stands what the model says. All hidden" in told["other"][1]
 
 
 # what comes out is a backbone
@@ -207,32 +225,29 @@ def test_without_keep_rows_no_word_is_kept(again):
 # the head first
 
 
+def names_in(path):
+    """What a file of safetensors holds, by name."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
 def test_the_head_trains_alone_at_first(tmp_path, checkpoint, documents):
     out, _ = train(
         tmp_path / "run", checkpoint("distilbert"), documents, "--train.head_first", 1.0, "--train.max_steps", 4,
-        "--train.save_every", 2, "--train.weight_decay", 0.5,
+        "--train.save_every", 2, "--train.weight_decay", 0.5, "--train.head_lr", 1e-2,
     )  # fmt: skip
     source, _ = loaded("AutoModel", checkpoint("distilbert"))
     model, missing = loaded("AutoModelForMaskedLM", out / "model")
     assert missing == set()
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.base_model.state_dict().items())
-    assert model.vocab_projector.bias.abs().max() > 0
+    assert 1e-2 < model.vocab_projector.bias.abs().max() < 2.6e-2  # at its own rate times 1, 3/4, 1/2 and 1/4
+    moments = names_in(max(out.glob("checkpoints/*/optimizer.safetensors")))  # of the rest nothing was learnt
+    assert moments
+    assert all("vocab_" in name for name in moments)
     assert [event["lr"] for event in map(json.loads, (out / "log.jsonl").open()) if "lr" in event] == [0.0] * 4
-    with safetensors_of(out / "model") as names:
-        assert not any("pooler" in name for name in names)  # this kind has none
-
-
-def safetensors_of(folder):
-    from contextlib import contextmanager
-
-    from safetensors import safe_open
-
-    @contextmanager
-    def names():
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            yield list(file.keys())
-
-    return names()
+    assert not any("pooler" in name for name in names_in(out / "model" / "model.safetensors"))  # this kind has none
 
 
 def test_the_rest_begins_with_a_warm_up_of_its_own():
@@ -316,8 +331,9 @@ def test_documents_that_cannot_be_are_refused(tmp_path, checkpoint, rows, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_documents_of_one_word_are_enough(tmp_path, checkpoint):
     words = ["apple", "saw", "robin", "pear", "drill", "crow", "plum", "hammer", "heron", "fig", "file", "finch"]
     path = write_csv(tmp_path / "rows.csv", [(word,) for word in words], ["text"])
     _, metrics = train(tmp_path / "run", checkpoint("bert"), path, "--train.max_steps", 1)
-    assert metrics["test"]["masked"] == metrics["test"]["rows"]
+    assert metrics["test"]["tokens"] == metrics["test"]["rows"]

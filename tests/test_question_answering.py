@@ -15,10 +15,12 @@ from conftest import FILLER, KINDS, WORDS
 from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
 from graftkit.baselines import answer_baselines
+from graftkit.batches import MOST_TOKENS
 from graftkit.errors import UserError
 from graftkit.heads import load_answerer
 from graftkit.optim import make_optimizer
-from graftkit.tasks.question_answering import QuestionAnswering, _pieces_of
+from graftkit.spans import best_spans, cut_out, first_answer, pieces_of
+from graftkit.tasks.question_answering import QuestionAnswering
 from graftkit.text import load_tokenizer
 
 
@@ -127,6 +129,42 @@ def test_it_overfits_eight_rows_some_of_several_windows(checkpoint, kind):
 # windows
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_book_is_asked_some_windows_at_a_time(checkpoint, kind):
+    task, headed = make(checkpoint, kind)
+    model, sizes = shake(headed.model), []
+    model.register_forward_pre_hook(lambda _, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True)
+    rows = [question("book", "on my desk is here " * 1500 + "apple", "fruit"), *questions(2)]
+    batch = batch_of(task, rows)
+    records = task.predict(model, batch)
+    assert sum(sizes) == batch.inputs["input_ids"].numel() > 3 * MOST_TOKENS
+    assert len(sizes) > 3
+    assert max(sizes) <= MOST_TOKENS
+    with torch.no_grad():
+        together = task.loss(model, batch).item()
+    assert sum(record["loss"] for record in records) == pytest.approx(together, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_each_window_of_a_long_text_is_a_row_to_train_on(checkpoint, kind):
+    task, headed = make(checkpoint, kind)
+    rows = [*questions(3), *LONG[:2], question("x", "the apple", "fruit")]
+    parts, lengths = task.in_windows(rows, task.lengths(rows))
+    whole, apart = batch_of(task, rows), batch_of(task, parts)
+    assert len(parts) == len(lengths) == len(whole.inputs["input_ids"]) > len(rows)
+    assert lengths.tolist() == whole.inputs["attention_mask"].sum(dim=1).tolist()
+    assert max(lengths) <= task.tokenizer.model_max_length
+    assert all(len(task.encode(part, None)["windows"]) == 1 for part in parts)
+    assert len({part["id"] for part in parts}) == len(parts)
+    assert [parts[i] for i in (0, 1, 2, -1)] == [rows[i] for i in (0, 1, 2, -1)]
+    for name in whole.inputs:
+        assert torch.equal(whole.inputs[name], apart.inputs[name])
+    assert torch.equal(whole.targets["truth"], apart.targets["truth"])
+    model = shake(headed.model)
+    assert task.count(apart) == task.count(whole)
+    assert task.loss(model, apart).item() == task.loss(model, whole).item()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_stand_where_their_letters_do(checkpoint, kind):
     task, _ = make(checkpoint, kind)
@@ -168,8 +206,20 @@ def test_pieces_stand_where_their_letters_do(checkpoint, kind):
     ],
 )
 def test_an_answer_is_learnt_where_all_of_it_stands(answer, pieces):
-    assert _pieces_of(np.array([[10, 13], [14, 18], [19, 25]]), answer) == pieces
-    assert _pieces_of(np.zeros((0, 2), int), answer) is None
+    assert pieces_of(np.array([[10, 13], [14, 18], [19, 25]]), answer) == pieces
+    assert pieces_of(np.zeros((0, 2), int), answer) is None
+
+
+def test_the_first_answer_is_learnt_without_the_blanks_around_it():
+    assert first_answer({"answers": ["  apple ", "pear"], "starts": [4, 20]}) == (6, 11)
+    assert first_answer({"answers": [], "starts": []}) is None
+
+
+def test_an_answer_is_cut_out_without_the_blanks_that_pieces_have():
+    letters = np.array([[0, 3], [3, 7], [7, 13]])  # tokens 5, 6 and 7 of a window
+    assert cut_out("had Ada Byron ", letters, 5, 6, 7) == ("Ada Byron", 4)
+    assert cut_out("had Ada Byron ", letters, 5, 6, 6) == ("Ada", 4)
+    assert cut_out("had Ada Byron ", letters[:0], 0, 0, 0) == ("", None)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -194,6 +244,16 @@ def test_the_best_span_is_that_of_all_spans(checkpoint, kind):
             assert record["score"] == pytest.approx(best[0], rel=1e-6)
             assert record["best"] == best[1]
             assert record["null_gap"] == pytest.approx(min(nulls) - best[0], rel=1e-5, abs=1e-5)
+
+
+def test_of_spans_that_are_as_good_the_shortest_and_the_first():
+    logits = torch.tensor([[[9.0, 2, 2, 1, 2]], [[9.0, 0, 3, 3, 3]]])  # start and end of one window
+    context = torch.tensor([[False, True, True, True, True]])
+    assert [value.item() for value in best_spans(logits, context, 3)] == [5.0, 2, 2]
+    logits[0, 0, 1] = 4
+    assert [value.item() for value in best_spans(logits, context, 3)] == [7.0, 1, 2]
+    assert [value.item() for value in best_spans(logits, context, 1)] == [5.0, 2, 2]
+    assert best_spans(logits, torch.zeros_like(context), 3)[0].item() == -math.inf
 
 
 def test_where_all_have_an_answer_one_is_always_given(checkpoint):

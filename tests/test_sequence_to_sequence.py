@@ -71,7 +71,7 @@ def model_of(checkpoint: Path):
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_padding_changes_no_text(checkpoint, kind, beams):
-    task, model, rows = writer(checkpoint(kind), beams=beams, max_tokens=9), model_of(checkpoint(kind)), rows_of(12)
+    task, model, rows = writer(checkpoint(kind), beams=beams, max_new_tokens=9), model_of(checkpoint(kind)), rows_of(12)
     together = task.predict(model, batch_of(task, rows))
     alone = [task.predict(model, batch_of(task, [row]))[0] for row in rows]
     assert [record["prediction"] for record in together] == [record["prediction"] for record in alone]
@@ -82,7 +82,7 @@ def test_padding_changes_no_text(checkpoint, kind, beams):
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_the_loss_is_the_models_own_over_target_tokens(checkpoint, kind):
-    task, model = writer(checkpoint(kind), max_tokens=5), model_of(checkpoint(kind))
+    task, model = writer(checkpoint(kind), max_new_tokens=5), model_of(checkpoint(kind))
     batch = batch_of(task, rows_of(5))
     labels = batch.inputs["labels"]
     assert (labels == -100).any()
@@ -99,7 +99,7 @@ def test_the_loss_is_the_models_own_over_target_tokens(checkpoint, kind):
 
 def test_smoothing_is_of_training_alone(checkpoint):
     model, rows = model_of(checkpoint("t5")), rows_of(5)
-    plain, smooth = (writer(checkpoint("t5"), smoothing=share, max_tokens=3) for share in (0.0, 0.2))
+    plain, smooth = (writer(checkpoint("t5"), smoothing=share, max_new_tokens=3) for share in (0.0, 0.2))
     batch = batch_of(plain, rows)
     with torch.no_grad():
         one, other = (task.loss(model, batch).item() for task in (plain, smooth))
@@ -111,18 +111,18 @@ def test_smoothing_is_of_training_alone(checkpoint):
 
 
 def test_texts_are_bounded_and_say_how_they_ended(checkpoint):
-    task, model, rows = writer(checkpoint("t5"), beams=1, max_tokens=4), model_of(checkpoint("t5")), rows_of(12)
+    task, model, rows = writer(checkpoint("t5"), beams=1, max_new_tokens=4), model_of(checkpoint("t5")), rows_of(12)
     records = task.predict(model, batch_of(task, rows))
     for record in records:
         assert len(record["prediction"].split()) <= 4  # a blank between all tokens here
         assert record["ended"] in ("end", "length")
     assert {record["ended"] for record in records} >= {"length"}
-    late = writer(checkpoint("t5"), beams=2, max_tokens=30, max_seconds=1e-9)
+    late = writer(checkpoint("t5"), beams=2, max_new_tokens=30, max_seconds=1e-9)
     assert {record["ended"] for record in late.predict(model, batch_of(late, rows))} == {"time"}
 
 
 def test_the_checkpoints_own_settings_stay_but_for_those_of_the_run(checkpoint, tmp_path):
-    task, model = writer(checkpoint("bart"), beams=2, max_tokens=7, max_seconds=60), model_of(checkpoint("bart"))
+    task, model = writer(checkpoint("bart"), beams=2, max_new_tokens=7, max_seconds=60), model_of(checkpoint("bart"))
     model.generation_config.min_new_tokens, model.generation_config.no_repeat_ngram_size = 30, 3
     model.generation_config.length_penalty, model.generation_config.early_stopping = 2.0, True
     model.generation_config.do_sample, model.generation_config.temperature = True, 0.5
@@ -133,7 +133,7 @@ def test_the_checkpoints_own_settings_stay_but_for_those_of_the_run(checkpoint, 
     assert found.max_time == 60
     assert model.generation_config.do_sample  # what it came with is as it was
     assert found.forced_eos_token_id == 3
-    alone = writer(checkpoint("bart"), beams=1, max_tokens=7).settings(model)
+    alone = writer(checkpoint("bart"), beams=1, max_new_tokens=7).settings(model)
     assert alone.length_penalty is alone.early_stopping is None
     alone.save_pretrained(tmp_path)  # transformers refuses settings that contradict each other
 
@@ -160,7 +160,7 @@ def test_what_is_cut_is_counted_and_said(checkpoint):
     assert run.record["lengths"]["cut"]["train"] == {"sources": 1, "targets": 0, "rows": 30}
     assert run.record["lengths"]["truncated_rows"] == 1
     assert run.record["generation"] == {
-        "beams": 4, "max_tokens": 8, "max_seconds": None, "longer_references": 1,
+        "beams": 4, "max_new_tokens": 8, "max_seconds": None, "longer_references": 1,
     }  # fmt: skip
     warnings = [text for text, warning in said if warning]
     assert warnings == [
@@ -178,13 +178,13 @@ def test_the_bound_follows_from_the_training_targets(checkpoint):
     few = writer(checkpoint("t5"), target=5)
     few.bound(np.array([4] * 100))
     assert few.most == 5
-    asked = writer(checkpoint("t5"), max_tokens=3)
+    asked = writer(checkpoint("t5"), max_new_tokens=3)
     asked.bound(np.array([4] * 100))
     assert asked.most == 3
 
 
 def test_a_run_led_by_the_loss_writes_only_at_its_end(checkpoint):
-    task, model = writer(checkpoint("t5"), max_tokens=3), model_of(checkpoint("t5"))
+    task, model = writer(checkpoint("t5"), max_new_tokens=3), model_of(checkpoint("t5"))
     batch = batch_of(task, rows_of(3))
     assert not task.decides
     task.write_at_the_end()

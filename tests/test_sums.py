@@ -135,3 +135,12 @@ def mean_of(records):
         return weights @ values / weights.sum(axis=1)
 
     return statistic
+
+
+def test_of_one_group_there_is_no_interval_and_no_warning(recwarn):
+    records, one = rows(30, 3), np.zeros(30, int)
+    found = intervals(SCORING, records, one)
+    assert {interval.method for interval in found.values()} == {"constant"}
+    assert found["error"].value == score(SCORING, records)["error"]
+    assert lead(SCORING, records, rows(30, 5), "error", one).method == "constant"
+    assert not recwarn

@@ -118,6 +118,14 @@ def test_csv_holds_lists_or_words_between_blanks(tmp_path, how):
     assert splits.train["tags"][:] == TAGS
 
 
+@pytest.mark.parametrize("bad", ['["\\ud800"]', "[{[1]: 2}]", "[" * 10_000 + "]"], ids=["half", "no key", "deep"])
+def test_lists_that_cannot_be_read_are_bad_rows(tmp_path, bad):
+    words = [json.dumps(row) for row in WORDS]
+    path = folder(tmp_path, train=([words[0], bad, *words[1:]], [TAGS[0], ["O"], *TAGS[1:]]))
+    assert "train.jsonl: a word that is missing or no text in row 2." in refused(path=path)
+    assert load(path=path, bad_rows="drop").train["words"][:] == WORDS
+
+
 # CoNLL files
 
 

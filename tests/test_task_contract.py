@@ -28,6 +28,7 @@ from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 from graftkit.data.turns import Reader
 from graftkit.errors import UserError
+from graftkit.generation import GenerateConfig
 from graftkit.heads import (
     load_answerer,
     load_classifier,
@@ -37,11 +38,12 @@ from graftkit.heads import (
 )
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.images import ImageConfig
+from graftkit.masking import MaskConfig
 from graftkit.optim import make_optimizer
 from graftkit.task import Task
-from graftkit.tasks.causal_language_modelling import CausalLanguageModelling, GenerateConfig
+from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 from graftkit.tasks.image_classification import ImageClassification
-from graftkit.tasks.masked_language_modelling import MaskConfig, MaskedLanguageModelling
+from graftkit.tasks.masked_language_modelling import MaskedLanguageModelling
 from graftkit.tasks.multi_label_classification import MultiLabelClassification
 from graftkit.tasks.question_answering import QuestionAnswering
 from graftkit.tasks.sequence_to_sequence import load_writer
@@ -113,7 +115,7 @@ def fill_mask(folder: Path, checkpoint: Callable[..., Path], kind: str) -> Made:
         splits.train,
         unsure,
         truth=None,
-        said=lambda record: record["loss"] / record["masked"] / unsure,
+        said=lambda record: record["loss"] / record["tokens"] / unsure,
     )
 
 

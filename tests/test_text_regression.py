@@ -89,6 +89,18 @@ def test_the_loss_is_in_standard_deviations_whatever_the_unit(checkpoint, kind):
     assert start == pytest.approx(14_000 if kind == "bert" else 0, abs=800)  # without a bias, counted from 0
 
 
+def test_other_layers_with_one_output_change_nothing(checkpoint):
+    task, headed = load(checkpoint, "gpt2")  # whose last layer has no bias
+    batch, model = batch_of(task), headed.model.eval()
+    records, loss = task.predict(model, batch), task.loss(model, batch).item()
+    task.shifts = None
+    model.transformer.gate = torch.nn.Linear(3, 1)  # in the backbone, seen with it
+    assert task.predict(model, batch) == records
+    model.gate = torch.nn.Linear(3, 1)  # beside the head, come later
+    assert task.predict(model, batch) == records
+    assert task.loss(model, batch).item() == loss
+
+
 def test_a_model_of_several_last_layers_is_refused_and_left_alone(checkpoint):
     task, headed = load(checkpoint, "bert")
     model = headed.model.eval()

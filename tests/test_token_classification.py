@@ -15,6 +15,7 @@ from conftest import FILLER, KINDS, WORDS
 
 from graftkit.adapt import AdaptConfig, adapt
 from graftkit.backbone import BackboneConfig
+from graftkit.batches import MOST_TOKENS
 from graftkit.heads import load_token_classifier
 from graftkit.metrics import tagging
 from graftkit.optim import make_optimizer
@@ -155,6 +156,20 @@ def test_each_word_is_told_once_by_its_first_piece_far_from_the_ends(checkpoint,
             assert end - place >= (task.overlap - 1) // 2
     total = sum(map(len, windows))
     assert task.lengths([{"words": words}]).tolist() == [total]
+
+
+def test_a_book_is_asked_some_windows_at_a_time(checkpoint):
+    task, headed = make(checkpoint, "bert")
+    model, sizes = shake(headed.model), []
+    model.register_forward_pre_hook(lambda _, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True)
+    batch = batch_of(task, [sentence("book", ["desk", "here", "London"] * 3000), *sentences(2)])
+    records = task.predict(model, batch)
+    assert sum(sizes) == batch.inputs["input_ids"].numel() > 3 * MOST_TOKENS
+    assert len(sizes) > 3
+    assert max(sizes) <= MOST_TOKENS
+    with torch.no_grad():
+        together = task.loss(model, batch).item()
+    assert sum(record["loss"] for record in records) == pytest.approx(together, rel=1e-5)
 
 
 def test_a_word_that_ends_in_the_next_window_is_told_where_it_begins(checkpoint):

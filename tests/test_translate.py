@@ -142,7 +142,7 @@ def test_plain_transformers_write_the_same(made):
     assert plain_texts(out, sources) == written
     settings = json.loads((out / "model" / "generation_config.json").read_text())
     assert settings["num_beams"] == 2
-    assert settings["max_new_tokens"] == json.loads((out / "run.json").read_text())["generation"]["max_tokens"]
+    assert settings["max_new_tokens"] == json.loads((out / "run.json").read_text())["generation"]["max_new_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(
     tmp_path, checkpoint, texts_to_write, kind, words
 ):
     out, metrics = train(
-        tmp_path / "run", checkpoint(kind), texts_to_write, *words, "--train.epochs", 1, "--generate.max_tokens", 6
+        tmp_path / "run", checkpoint(kind), texts_to_write, *words, "--train.epochs", 1, "--generate.max_new_tokens", 6
     )
     sources, written = said(out)
     assert plain_texts(out, sources) == written

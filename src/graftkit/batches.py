@@ -6,11 +6,14 @@ the same update has the same rows however many processes share it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
+MOST_TOKENS = 4096  # of a forward pass in evaluation
 POOL = 64  # updates whose rows are sorted by length together: more pads less, fewer mixes better
 
 
@@ -55,7 +58,7 @@ def shares(update: np.ndarray, process: int, processes: int, accumulate: int) ->
 
 
 def fixed_batches(
-    lengths: np.ndarray | None, rows: int, most_rows: int = 64, most_tokens: int = 4096
+    lengths: np.ndarray | None, rows: int, most_rows: int = 64, most_tokens: int = MOST_TOKENS
 ) -> list[np.ndarray]:
     """A split cut into batches for evaluation, by the split alone: longest first, at most so many tokens each."""
     import numpy as np
@@ -69,3 +72,14 @@ def fixed_batches(
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def some_windows(inputs: dict[str, Tensor], most_tokens: int = MOST_TOKENS) -> Iterator[dict[str, Tensor]]:
+    """The inputs of a batch, (windows, tokens) each, at most so many tokens at a time, but a window at least.
+
+    One row can have any number of windows, which `fixed_batches` leaves together.
+    """
+    windows, width = inputs["input_ids"].shape
+    each = max(1, most_tokens // width)
+    for start in range(0, windows, each):
+        yield {name: values[start : start + each] for name, values in inputs.items()}

@@ -490,7 +490,7 @@ class Saved:
         """Tokens that are drawn at most."""
         return self.config.max_new_tokens
 
-    def settings(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    def settings(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> GenerationConfig:
         """All of it."""
         return self.config
 

@@ -10,8 +10,12 @@ from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, load_model, resol
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from graftkit.run import Run
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,35 @@ def load_masked_language_model(config: BackboneConfig, seed: int) -> tuple[Heade
     whole, new = load_model(config, "AutoModel")
     held = headed.model.base_model.state_dict()
     return headed, {name: value for name, value in whole.state_dict().items() if name not in held and name not in new}
+
+
+def logits_at(model: nn.Module, inputs: Mapping[str, Tensor], windows: Tensor, places: Tensor) -> Tensor:
+    """The logits at these places of these windows, (places, vocabulary).
+
+    The head sees only these: over a vocabulary of tens of thousands it costs as much as the rest of a small network,
+    and at 15% of the tokens, what the backbone says there is cut out before it reaches the head.
+    """
+    from transformers import PreTrainedModel
+
+    def cut_out(module: nn.Module, given: Any, output: Any) -> Any:
+        output["last_hidden_state"] = output[0][windows, places][None]  # (1, places, width)
+        return output
+
+    plain = next(module for module in model.modules() if isinstance(module, PreTrainedModel))  # within DDP and PEFT
+    hook = plain.base_model.register_forward_hook(cut_out)
+    try:
+        return model(**inputs).logits[0]
+    finally:
+        hook.remove()
+
+
+def say_whose_head(run: Run, headed: Headed) -> None:
+    """Say whether the checkpoint brings the head that fills gaps, and what of it is the embeddings."""
+    if not headed.head:
+        return
+    first, last = headed.model.get_input_embeddings(), headed.model.get_output_embeddings()
+    shared = ", but for its last matrix, which is that of the embeddings" if last.weight is first.weight else ""
+    run.say(f"the checkpoint fills no gaps yet: it has no masked-language head, so a new one is trained{shared}")
 
 
 def load_answerer(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Headed:

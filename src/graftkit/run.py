@@ -69,6 +69,12 @@ class RunConfig:
     """load everything, try one update, estimate memory and time, and stop"""
 
 
+def check_texts_kept(settings: RunConfig) -> None:
+    """Raise UserError for `--run.keep_rows false` where a task's records are texts of the data, as answers are."""
+    if not settings.keep_rows:
+        raise UserError("--run.keep_rows false: scores follow from the texts in the run's tables; leave it out")
+
+
 def not_kept(config: Any) -> tuple[str, ...]:
     """Settings that say nothing of what a run is: where and how often it ran, and where it is shared."""
     where = tuple(f"run.{name}" for name in NOT_KEPT if name in vars(config.run))  # an evaluation is never resumed

@@ -49,7 +49,7 @@ def _demo_texts() -> list[str]:
 
 
 def _t5(folder: Path) -> None:
-    """A T5 of 1.2 million parameters, and an alphabet of at most 800 pieces of bytes, in which digits stand by twos."""
+    """A T5 of half a million parameters, and an alphabet of at most 800 pieces of bytes; digits stand by twos."""
     import csv
 
     import torch
@@ -74,7 +74,7 @@ def _t5(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special).save_pretrained(folder)
     config = T5Config(
-        vocab_size=len(tokenizer.get_vocab()), d_model=128, d_kv=32, d_ff=512, num_layers=2, num_heads=4,
+        vocab_size=len(tokenizer.get_vocab()), d_model=96, d_kv=24, d_ff=256, num_layers=2, num_heads=4,
         dropout_rate=0.05, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

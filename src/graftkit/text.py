@@ -60,6 +60,20 @@ def load_tokenizer(config: BackboneConfig, *, fast: bool = True, pairs: bool = F
     return tokenizer
 
 
+def check_can_hide(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for a tokenizer without a mask token, or of which nobody knows where words begin."""
+    if tokenizer.mask_token_id is None:
+        raise UserError(
+            f"--backbone.name {tokenizer.name_or_path}: its tokenizer has no mask token, so it fills no gaps, as with "
+            "all GPT-style checkpoints, which recipes/generate.py trains on texts; name a BERT-style one here"
+        )
+    if len(set(tokenizer("two words", add_special_tokens=False).word_ids())) < 2:
+        raise UserError(
+            f"--backbone.name {tokenizer.name_or_path}: its tokenizer does not tell where words begin, so none can be "
+            "hidden whole; take another checkpoint"
+        )
+
+
 def _part_pairs(tokenizer: PreTrainedTokenizerBase) -> None:
     """Put a special token between the texts of a pair where the tokenizer puts none.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from graftkit.data.columns import (
 from graftkit.data.config import RowsConfig
 from graftkit.data.cuts import join_groups
 from graftkit.data.files import READERS, Table
+from graftkit.data.list_columns import parse_written
 from graftkit.data.repeats import number_contents
 from graftkit.data.sources import DEMO, Places, Source, data_files, offer_files
 from graftkit.data.splits import Checked, Kind, Splits, dataset_of, load_to_cut, make_plain_splits
@@ -216,19 +216,17 @@ def _answers(written: Any, start: Any) -> Answers | str:
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and float(value).is_integer()
+    if isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _parse(text: str) -> Any:
     """What JSON, or Python as pandas writes it into a csv file, says here; the text itself where that is nothing."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        plain = re.sub(r"array\((\[.*?\]), dtype=\w+\)", r"\1", text, flags=re.DOTALL)
-    try:
-        return ast.literal_eval(plain)
-    except (ValueError, SyntaxError):
-        return text
+    for written in (text, re.sub(r"array\((\[.*?\]), dtype=\w+\)", r"\1", text, flags=re.DOTALL)):
+        with suppress(ValueError):
+            return parse_written(written)
+    return text
 
 
 OUTSIDE = "an answer outside of its context"

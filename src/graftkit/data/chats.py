@@ -23,10 +23,11 @@ from graftkit.data.columns import (
     number_rows,
     read_columns,
 )
-from graftkit.data.documents import DOCUMENTS, DocumentsConfig, document_rows, text_places
+from graftkit.data.documents import DOCUMENTS, DocumentsConfig, document_rows, load_documents_to_cut
 from graftkit.data.files import Table
+from graftkit.data.list_columns import parse_written
 from graftkit.data.repeats import number_contents
-from graftkit.data.splits import Checked, Kind, Splits, dataset_of, load_to_cut, make_plain_splits
+from graftkit.data.splits import Checked, Kind, Splits, dataset_of, make_plain_splits
 from graftkit.data.turns import Reader
 from graftkit.errors import UserError
 
@@ -67,7 +68,7 @@ def load_to_generate(
     columns as `column:<name>`. `length`: tokens that the model reads at once. UserError for what cannot be found, read
     or learnt from.
     """
-    tables, notes = load_to_cut(config, text_places(config.documents))
+    tables, notes = load_documents_to_cut(config)
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
         check_parsed(split, table, bad)
@@ -84,7 +85,8 @@ def load_to_generate(
         rows = {split: _check_tokens(split, one, reader, length, bad) for split, one in rows.items()}
     content = number_contents(rows, list(rows["train"].said))
     cut = make_plain_splits(config, Checked(tables, columns, content, bad, [*notes, *column_notes]), kind, seed, group)
-    return replace(cut, notes=[*cut.notes, LEARNS[roles]])
+    endless = [NEVER_CLOSED] if roles != OF_DOCUMENTS and reader.close is None else []
+    return replace(cut, notes=[*cut.notes, LEARNS[roles]], warnings=[*cut.warnings, *endless])
 
 
 def _choose(table: Table, config: GenerateDataConfig) -> tuple[Columns, list[str]]:
@@ -103,7 +105,9 @@ def _choose(table: Table, config: GenerateDataConfig) -> tuple[Columns, list[str
             listed = ", ".join(map(repr, table.rows.column_names))
             raise UserError(f"{table.where}: {listed} could be rows of several kinds. Set {flags}")
     roles = asked[0] if asked else OF_DOCUMENTS
-    return choose_columns(table, {role: named[role] for role in roles}, {role: COLUMN_NAMES[role] for role in roles})
+    known = {role: COLUMN_NAMES[role] for role in roles}
+    ways_out = {"text": ", or --data.prompt and --data.completion, or --data.messages"}
+    return choose_columns(table, {role: named[role] for role in roles}, known, ways_out)
 
 
 # prompts
@@ -156,11 +160,11 @@ def wrong_with(messages: Any) -> str | None:
 
 
 def _parse(value: Any) -> Any:
-    """The messages of a row, which may be written as JSON."""
+    """The messages of a row, which may be written as text."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse_written(value)
     except ValueError:
         return None
 
@@ -209,3 +213,7 @@ LEARNS = {
     OF_PROMPTS: "rows are prompts with completions: the completions are learnt, the prompts are read",
     OF_DOCUMENTS: "rows are documents: every token is learnt, and the end of each",
 }
+NEVER_CLOSED = (
+    "the chat template writes no special token after an answer, so the model does not learn to stop; take a checkpoint "
+    "whose tokenizer has the token that its template ends a turn with"
+)

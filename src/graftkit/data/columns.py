@@ -76,10 +76,13 @@ class LabelledRows:
         return replace(self, rows=self.rows.filter(pa.array(kept, pa.bool_())))
 
 
-def choose_columns(table: Table, named: Columns, known: Mapping[str, Sequence[str]]) -> tuple[Columns, list[str]]:
+def choose_columns(
+    table: Table, named: Columns, known: Mapping[str, Sequence[str]], ways_out: Mapping[str, str] | None = None
+) -> tuple[Columns, list[str]]:
     """The columns that the user named, or else the only ones named like their role; and notes for the log.
 
-    `known` says what columns of a role are named like; a role that it lacks may stay without a column.
+    `known` says what columns of a role are named like; a role that it lacks may stay without a column. `ways_out` has,
+    by role, what else there is to set.
     """
     notes: list[str] = []
 
@@ -90,7 +93,9 @@ def choose_columns(table: Table, named: Columns, known: Mapping[str, Sequence[st
             return found[0]
         listed = ", ".join(repr(column) for column in found or table.rows.column_names)
         none = f"no column is named like {a_role(role)}; found {listed}"
-        raise UserError(f"{table.where}: {f'{listed} could each be the {role}' if found else none}. Set --data.{role}")
+        raise UserError(
+            f"{table.where}: {f'{listed} could each be the {role}' if found else none}. Set --data.{role}{(ways_out or {}).get(role, '')}"
+        )
 
     columns = {role: choose(role) if name is None and role in known else name for role, name in named.items()}
     names = [name for name in columns.values() if name is not None]

@@ -51,7 +51,7 @@ def load_documents(config: DocumentsConfig, seed: int, extra: Sequence[str] = ()
     `file`, too. Rows with the same value in the column `group`, one of them, are cut together. `labels` is empty.
     UserError for what cannot be found or read.
     """
-    tables, notes = load_to_cut(config, text_places(config.documents))
+    tables, notes = load_documents_to_cut(config)
     bad = BadRows(drop=config.bad_rows == "drop")
     for split, table in tables.items():
         check_parsed(split, table, bad)
@@ -59,6 +59,17 @@ def load_documents(config: DocumentsConfig, seed: int, extra: Sequence[str] = ()
     rows = {split: document_rows(split, table, columns, extra, bad) for split, table in tables.items()}
     checked = Checked(tables, columns, number_contents(rows), bad, [*notes, *column_notes])
     return make_plain_splits(config, checked, DOCUMENTS, seed, group)
+
+
+def load_documents_to_cut(config: DocumentsConfig) -> tuple[dict[str, Table], list[str]]:
+    """The tables to learn from, and notes. UserError where `documents` would part none of them."""
+    tables, notes = load_to_cut(config, text_places(config.documents))
+    if config.documents != "auto" and not any(isinstance(table, TextTable) for table in tables.values()):
+        raise UserError(
+            f"--data.documents {config.documents}: says what a document is in text files ({TEXT_FILE}), and "
+            f"{tables['train'].where} is none; leave it out"
+        )
+    return tables, notes
 
 
 DOCUMENTS = Kind(
@@ -129,6 +140,10 @@ def _text_files(folder: Path) -> list[Path]:
 # what they hold
 
 
+class TextTable(Table):
+    """The documents of text files."""
+
+
 def _read_text_file(path: Path, where: str, documents: str) -> Table:
     import pyarrow as pa
     from datasets import Dataset
@@ -137,7 +152,7 @@ def _read_text_file(path: Path, where: str, documents: str) -> Table:
     if not any(text.strip() for text in texts):
         raise UserError(f"{where} is empty: it has no text")
     note = f"{where}: {len(texts):,} documents, {PARTED['paragraph' if documents == 'auto' else documents]}"
-    return Table(where, Dataset(pa.table({"text": texts})), np.arange(1, len(texts) + 1), notes=[note])
+    return TextTable(where, Dataset(pa.table({"text": texts})), np.arange(1, len(texts) + 1), notes=[note])
 
 
 def _read_folder(folder: Path, where: str, documents: str) -> Table:
@@ -156,7 +171,7 @@ def _read_folder(folder: Path, where: str, documents: str) -> Table:
     columns = {"text": pa.array([text for *_, text in good], pa.string()), "file": [name for _, name, _ in good]}
     note = f"{where}: {len(good):,} documents in {len(files):,} text files, {PARTED[how]}"
     numbers = np.array([number for number, *_ in good], int)
-    return Table(where, Dataset(pa.table(columns)), numbers, malformed, [note], folder)
+    return TextTable(where, Dataset(pa.table(columns)), numbers, malformed, [note], folder)
 
 
 PARTED = {

@@ -104,7 +104,8 @@ def _choose(train: Table, config: DataConfig) -> tuple[Columns, Reader, list[str
     if config.labels is not None:
         columns, notes = choose_columns(train, wanted, {"text": TEXT_NAMES})
         return columns, partial(_from_columns, list(dict.fromkeys(config.labels))), notes
-    columns, notes = choose_columns(train, wanted, COLUMN_NAMES)
+    ways_out = {"label": ", or --data.labels for columns of 0 and 1"}
+    columns, notes = choose_columns(train, wanted, COLUMN_NAMES, ways_out)
     values = read_columns(train, {"label": columns["label"]})["label"]
     if is_list(values.type):
         return columns, partial(_from_lists, columns["label"]), notes

@@ -32,15 +32,34 @@ def are_lists(texts: Iterable[str]) -> bool:
     return all(text[0] == "[" and text[-1] == "]" for text in texts)
 
 
+def parse_written(text: str) -> Any:
+    """What a text writes, as JSON or as Python, by which pandas fills csv files. ValueError where it writes nothing.
+
+    So it is, too, where it writes what JSON cannot hold, such as a set, what is nested too deeply to be read, or half
+    of a character (a lone surrogate), which no table stores.
+    """
+    try:
+        found = _read_written(text)
+        json.dumps(found, ensure_ascii=False).encode()
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"neither JSON nor Python ({type(error).__name__})") from error
+    return found
+
+
+def _read_written(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text)
+
+
 def parse_list(text: str) -> list[Any]:
     """The list that a text writes; one that does not parse is a list of nothing that could be a word."""
     try:
-        return list(json.loads(text))
+        found = parse_written(text)
     except ValueError:
-        try:
-            return list(ast.literal_eval(text))  # as pandas writes a list into a csv file
-        except (ValueError, SyntaxError):
-            return [None]
+        return [None]
+    return found if isinstance(found, list) else [None]
 
 
 def names_in_lists(table: Table, column: str) -> list[str] | None:

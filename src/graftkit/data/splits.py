@@ -429,10 +429,16 @@ def _describe(rows: LabelledRows, labels: list[str]) -> dict[str, Any]:
 
 
 def _shared_groups(splits: dict[str, LabelledRows], group: str | None) -> list[str]:
-    """A warning for each pair of splits that have rows of the same group, which only given splits can have."""
+    """A warning for each pair of splits that have rows of the same group, which only given splits can have; and for one
+    of a single group, of which no interval can be made.
+    """
     if group is None:
         return []
-    warnings = []
+    warnings = [
+        f"{split} has one group ({group}) only, so no interval can be made; set --data.{split} to rows of more groups"
+        for split in ("dev", "test")
+        if len(splits[split].rows.column(EXTRA + group).unique()) == 1
+    ]
     for one, other in (("test", "train"), ("test", "dev"), ("dev", "train")):
         columns = (splits[split].rows.column(EXTRA + group) for split in (one, other))
         here, there = (set(column.drop_null().unique().to_pylist()) for column in columns)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftkit.errors import UserError
@@ -21,6 +23,7 @@ IGNORED = -100  # in place of a token that is not to be foreseen, as torch's cro
 OVERLAP = 4  # a window shares one of so many parts with the one before it
 FIRST_WORDS = 6  # of a document, that a sample goes on from
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # with which a template marks what the assistant says
+PROBE = "graftkit"  # an answer that no template holds of itself
 
 
 class Tokens(NamedTuple):
@@ -48,6 +51,27 @@ class Reader:
         self.end = tokenizer.eos_token_id
         self.begin = self.end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.template = tokenizer.chat_template is not None
+
+    @cached_property
+    def close(self) -> int | None:
+        """The special token that closes an assistant's turn; None where the chat template writes none after it.
+
+        The end-of-text token without a template, and with one that refuses a question with its answer.
+        """
+        if not self.template:
+            return self.end
+        turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": PROBE}]
+        try:
+            _, found, rest = self._apply(turns, text=True).rpartition(PROBE)
+        except ValueError:
+            return self.end
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special} | {self.end}
+        return next((id for id in self._ids(rest) if id in special), None) if found else self.end
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens at which what a model writes is over."""
+        return [self.end] if self.close in (None, self.end) else [self.end, self.close]
 
     def read(self, row: Mapping[str, Any]) -> Tokens:
         """All tokens of a row. ValueError, with the reason, for a chat in which the answers cannot be found."""
@@ -112,15 +136,21 @@ class Reader:
     def _read_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
         """A chat as the template writes it, and which tokens are answers.
 
-        The template says so where it marks them. Else they are what comes with each turn of the assistant, up to its
-        end-of-text token: the chat up to the turn, and with it, must be the beginning of the whole.
+        The template says so where it marks them. Else they are what comes with each turn of the assistant: the chat up
+        to the turn, and with it, must be the beginning of the whole. What follows the token that closes a turn is not
+        learnt, since whoever asks the model stops there.
         """
         if GENERATION.search(self.tokenizer.get_chat_template()):
             written = self._apply(messages, return_dict=True, return_assistant_tokens_mask=True)
             counted = [bool(one) for one in written["assistant_masks"]]
             if not any(counted):
                 raise ValueError("an answer that the chat template does not mark")
-            return list(written["input_ids"]), [False, *counted[1:]]
+            ids, marks, counted = list(written["input_ids"]), [False, *counted[1:]], []
+            for marked, turn in groupby(range(len(ids)), key=lambda place: marks[place]):
+                places = list(turn)
+                learnt = self._learnt(ids[places[0] : places[-1] + 1]) if marked else 0
+                counted += [place < learnt for place in range(len(places))]
+            return ids, counted
         whole = self._template(messages)
         counted = [False] * len(whole)
         for place in (place for place, one in enumerate(messages) if one["role"] == "assistant"):
@@ -128,20 +158,22 @@ class Reader:
             after = self._template(messages[: place + 1])
             if whole[: len(before)] != before or whole[: len(after)] != after or len(before) >= len(after):
                 raise ValueError("an answer that cannot be found, since the chat template rewrites earlier turns")
-            said = after[len(before) :]
-            if self.end in said:
-                said = said[: len(said) - said[::-1].index(self.end)]
-            counted[len(before) : len(before) + len(said)] = [True] * len(said)
+            learnt = self._learnt(after[len(before) :])
+            counted[len(before) : len(before) + learnt] = [True] * learnt
         return whole, counted
+
+    def _learnt(self, turn: Sequence[int]) -> int:
+        """How many tokens of an assistant's turn are learnt: up to the one that closes it."""
+        return len(turn) - turn[::-1].index(self.close) if self.close in turn else len(turn)
 
     def _template(self, messages: Sequence[Mapping[str, str]], **how: Any) -> list[int]:
         return list(self._apply(messages, return_dict=True, **how)["input_ids"])
 
-    def _apply(self, messages: Sequence[Mapping[str, str]], **how: Any) -> Any:
+    def _apply(self, messages: Sequence[Mapping[str, str]], *, text: bool = False, **how: Any) -> Any:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, **how)
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=not text, **how)
         except TemplateError as error:
             raise ValueError(f"a chat that the chat template refuses ({' '.join(str(error).split())})") from error
 

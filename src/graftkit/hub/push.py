@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import UserError
-from graftkit.export import ADAPTER, HUB_ID, PLAIN_SNIPPET, merge_saved
+from graftkit.export import ADAPTER, HUB_ID, merge_saved
 from graftkit.fingerprint import file_hashes
 from graftkit.hub import cargo, client, gate
 from graftkit.hub.base import find_base
@@ -19,6 +19,7 @@ from graftkit.hub.card import Base, read_notes, write_card
 from graftkit.hub.config import HubConfig
 from graftkit.report.markdown import number, title
 from graftkit.run import Run
+from graftkit.snippets import PLAIN
 
 DEMOS = {
     "text-classification": "all-MiniLM-L6-v2",
@@ -50,6 +51,9 @@ def push(folder: Path, config: HubConfig, data_path: str | None = None) -> clien
     again = _command(folder, config, data_path)
     try:
         run = gate.read_record(folder)
+    except UserError as error:
+        raise UserError(f"not pushed: {error}") from error  # to try again would not help
+    try:
         with tempfile.TemporaryDirectory(prefix=".push-", dir=folder) as place:  # there, weights can be linked
             return _push(folder, Path(place), run, config, data_path)
     except client.Arrived as error:
@@ -100,7 +104,7 @@ def _stage_model(
         raise UserError("--hub.merge: the model of this run is no adapter; leave it out")
     if config.merge:
         merge_saved(folder / "model", place)
-        run["hub_snippet"] = PLAIN_SNIPPET.format(folder=HUB_ID)
+        run["hub_snippet"] = PLAIN.format(folder=HUB_ID)
     else:
         cargo.pack_model(folder / "model", place)
     if adapter and not config.merge:

@@ -30,14 +30,19 @@ def _e_to(nats: np.ndarray) -> np.ndarray:
     return np.exp(np.minimum(nats, MOST))
 
 
+def _per(totals: np.ndarray, column: int, unit: int) -> np.ndarray:
+    """A sum for each token or byte, (n,); what is left without one of a few rows may have none."""
+    return totals[:, column] / np.maximum(totals[:, unit], 1)
+
+
 PER_TOKEN = {
-    "perplexity": lambda totals: _e_to(totals[:, 0] / totals[:, 1]),
-    "log_loss": lambda totals: totals[:, 0] / totals[:, 1],
-    "token_accuracy": lambda totals: totals[:, 2] / totals[:, 1],
+    "perplexity": lambda totals: _e_to(_per(totals, 0, 1)),
+    "log_loss": lambda totals: _per(totals, 0, 1),
+    "token_accuracy": lambda totals: _per(totals, 2, 1),
 }
 PER_BYTE = {
-    "bits_per_byte": lambda totals: totals[:, 0] / totals[:, 3] / math.log(2),
-    "perplexity_per_byte": lambda totals: _e_to(totals[:, 0] / totals[:, 3]),
+    "bits_per_byte": lambda totals: _per(totals, 0, 3) / math.log(2),
+    "perplexity_per_byte": lambda totals: _e_to(_per(totals, 0, 3)),
 }
 LOWER = frozenset({"perplexity", "log_loss", "bits_per_byte", "perplexity_per_byte"})
 

@@ -58,6 +58,12 @@ def intervals(
 
     A share that is 0 or 1 in every row has the exact interval of Clopper and Pearson.
     """
+    units = len(records) if groups is None else len(np.unique(groups))
+    if units == 1:
+        found = {
+            name: Interval(value, value, value, level, "constant") for name, value in score(scoring, records).items()
+        }
+        return {name: one for name, one in found.items() if names is None or name in names}
     wanted = {*scoring.statistics, *scoring.weighed} if names is None else set(names)
     found = {}
     if summed := {name: statistic for name, statistic in scoring.statistics.items() if name in wanted}:
@@ -65,7 +71,6 @@ def intervals(
         found = bca(summed, *drawn, level=level, resamples=resamples)
     if statistics := {name: make(records) for name, make in scoring.weighed.items() if name in wanted}:
         found |= bca(statistics, **_each_row(len(records), groups, resamples), level=level)
-    units = len(records) if groups is None else len(np.unique(groups))
     return {name: _exact(name, one, scoring, units) for name, one in found.items()}
 
 
@@ -83,6 +88,9 @@ def lead(
     Above 0, `records` are better, also where less of the score is better. Both are drawn together.
     """
     sign = -1.0 if name in scoring.lower else 1.0
+    if len(records) == 1 or (groups is not None and len(np.unique(groups)) == 1):
+        value = sign * (score(scoring, records)[name] - score(scoring, others)[name])
+        return Interval(value, value, value, LEVEL, "constant")
     if name in scoring.weighed:
         ours, theirs = (scoring.weighed[name](side) for side in (records, others))
         drawn = _each_row(len(records), groups, resamples)

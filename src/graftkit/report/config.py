@@ -62,5 +62,5 @@ def check_unused(settings: ScoresConfig, what: str) -> None:
     for name in ("calibrate", "alpha", "audit", "explain", "metrics", "slice"):
         value = getattr(settings, name, getattr(plain, name))
         if value != getattr(plain, name):
-            shown = str(value).lower() if isinstance(value, bool) else value
+            shown = ",".join(value) if isinstance(value, list) else str(value).lower()
             raise UserError(f"--report.{name} {shown}: does nothing for {what}; leave it out")

@@ -170,7 +170,8 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
         which = (
             "every label has" if len(shared) == len(run["labels"]) else plural(len(shared), "label has", "labels have")
         )
-        cautions.append(f"{which} too few rows in dev for a threshold of its own")
+        own = "its" if which.endswith(("every label has", "label has")) else "their"
+        cautions.append(f"{which} too few rows in dev for a threshold of {own} own")
     if run.get("warnings"):
         cautions.append(f"the run gave {plural(len(run['warnings']), 'warning')} (below)")
     return cautions

@@ -46,7 +46,7 @@ from graftkit.report import (
     tagging,
     thresholds,
 )
-from graftkit.report.markdown import decimals, title, told, with_interval
+from graftkit.report.markdown import decimals, plural, title, told, with_interval
 from graftkit.report.reading import CLASSIFIERS, SPLITS, Reading, read_folder, read_run
 from graftkit.report.simple_rows import SimpleRows
 from graftkit.report.tables import read_rows, written_aside
@@ -211,7 +211,7 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     for split in (split for split in reversed(SPLITS) if split in metrics):
         headline = metrics[split]["headline"]
         lines.append(
-            f"{split:<5} {title(headline['name'])} {with_interval(headline)} on {metrics[split]['rows']:,} rows"
+            f"{split:<5} {title(headline['name'])} {with_interval(headline)} on {plural(metrics[split]['rows'], 'row')}"
         )
     places = decimals(metrics["test"]["rows"] ** -0.5)
     others = {name: value for name, value in metrics["test"]["scores"].items() if name != headline["name"]}

@@ -72,7 +72,7 @@ def scores(metrics: Mapping[str, Any], run: Mapping[str, Any], meanings: Mapping
         lines.append((words, value, interval, *(["–"] if dev else []), "for comparison"))
     header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
     groups = test.get("groups")
-    unit = f"the {groups['count']:,} groups" if groups else plural(test["rows"], noun)
+    unit = plural(groups["count"], "group") if groups else plural(test["rows"], noun)
     sure = (
         f"The interval says how far a score would move on other test {noun}s of the same kind. It says nothing of "
         f"{noun}s of another kind, or of training again with another seed. (Bootstrap of whole "

@@ -43,7 +43,8 @@ class SimpleRows:
             others = [{**record, self.field: value} for record, value in zip(records, given, strict=True)]
             ahead = lead(self.scoring, records, others, name, groups)
             scored = intervals(self.scoring, others, groups, names=(name,))[name]
-            beaten = "no" if not ahead.value > 0 else "yes" if ahead.low > 0 else "not shown"
+            shown = ahead.low > 0 and ahead.method != "constant"  # of one group no draw differs from another
+            beaten = "no" if not ahead.value > 0 else "yes" if shown else "not shown"
             headline = {"name": name, "lower_is_better": name in self.scoring.lower, **asdict(scored)}
             answers.append({"name": baseline, "headline": headline, "lead": asdict(ahead), "beaten": beaten})
         return {"answers": answers}

@@ -43,7 +43,8 @@ def measure(reading: Reading) -> dict[str, Any] | None:
     for name, given in answered.items():
         lead = tagging.lead(truth, predicted, given, labels, headline, drawn)
         scored = tagging.intervals(truth, given, labels, drawn).scores[headline]
-        beaten = "no" if lead.value <= 0 else "yes" if lead.low > 0 else "not shown"
+        shown = lead.low > 0 and lead.method != "constant"
+        beaten = "no" if lead.value <= 0 else "yes" if shown else "not shown"
         answers.append(
             {
                 "name": name,

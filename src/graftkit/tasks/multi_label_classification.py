@@ -10,8 +10,9 @@ import numpy as np
 
 from graftkit.baselines import label_set_baselines
 from graftkit.calibrate import THRESHOLDS, write_note
-from graftkit.export import load_saved, save_model, snippet
+from graftkit.export import load_saved, save_model
 from graftkit.metrics import multi_label
+from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
 
@@ -155,7 +156,7 @@ class MultiLabelClassification:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers with the thresholds, or what PEFT needs for an adapter."""
-        return snippet(folder, hub_id, (PLAIN_SNIPPET, ADAPTER_TOLD), pairs=self.pairs)
+        return classifying(folder, hub_id, (PLAIN_SNIPPET, ADAPTER_TOLD), pairs=self.pairs)
 
     def _choose(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
         truth = multi_label.multi_hot([record["label"] for record in records], self.labels)

@@ -16,7 +16,7 @@ threshold, which is chosen on dev for the best F1; where all have one, some span
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graftkit.baselines import answer_baselines
+from graftkit.batches import some_windows
 from graftkit.calibrate import ANSWERING, write_note
 from graftkit.config import AtLeastOne
 from graftkit.errors import UserError
-from graftkit.export import ADAPTER, load_saved, save_model
+from graftkit.export import load_saved, save_model
 from graftkit.metrics import answers, sums
+from graftkit.snippets import loading
+from graftkit.spans import best_spans, cut_out, first_answer, pieces_of, sums_at
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import CHUNK, pad, text_hash
 
@@ -95,12 +98,31 @@ class QuestionAnswering:
             np.add.at(found, start + np.array(windows["overflow_to_sample_mapping"]), sizes)
         return found
 
+    def in_windows(self, rows: Sequence[Row], lengths: np.ndarray) -> tuple[Windows, np.ndarray]:
+        """Rows to train on, and the tokens of each: every window by itself, so that updates of long texts stay small.
+
+        `lengths` are those of the rows, (rows,) int32.
+        """
+        parts: list[int | Row] = []
+        tokens: list[int] = []
+        for place, length in enumerate(lengths.tolist()):
+            if length <= self.tokenizer.model_max_length:
+                parts.append(place)
+                tokens.append(length)
+                continue
+            for window in self._apart(rows[place]):
+                parts.append(window)
+                tokens.append(len(window["windows"][0]["input_ids"]))
+        return Windows(rows, parts), np.array(tokens, dtype=np.int32)
+
     def encode(self, row: Row, rng: np.random.Generator | None) -> dict[str, Any]:
         """The inputs of each window, where its pieces of the context are, the letters of each, and its truth."""
+        if "windows" in row:
+            return dict(row)
         found = self._cut([self._read(row["question"])], [row["context"]])
         windows, pieces, letters, truth = [], [], [], []
         names = [name for name in self.tokenizer.model_input_names if name in found]
-        answer = _first_answer(row)
+        answer = first_answer(row)
         for window in range(len(found["input_ids"])):
             inputs = {name: found[name][window] for name in names}
             if self.end:
@@ -108,7 +130,7 @@ class QuestionAnswering:
             context = [place for place, part in enumerate(found.sequence_ids(window)) if part == 1]
             at = np.array(found["offset_mapping"][window]).reshape(-1, 2)[context]  # (pieces, 2)
             first = context[0] if context else 0
-            span, none = _pieces_of(at, answer), len(inputs["input_ids"]) - 1 if self.end else 0
+            span, none = pieces_of(at, answer), len(inputs["input_ids"]) - 1 if self.end else 0
             windows.append(inputs)
             pieces.append((first, first + len(context), none))
             letters.append(at)
@@ -146,7 +168,7 @@ class QuestionAnswering:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of start and end over the context and "no answer", summed over the windows."""
-        return self._losses(self._logits(model, batch), batch).sum()
+        return self._losses(self._logits(model, batch.inputs), batch).sum()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The best span of each row over all its windows, and whether it is given.
@@ -156,19 +178,22 @@ class QuestionAnswering:
         `null_gap`: how far "no answer" is ahead of it (None where all questions have one); `asks`: the question's first
         word; `windows`; `loss`: that of all windows together.
         """
-        logits = self._logits(model, batch).detach()
+        import torch
+
+        with torch.no_grad():
+            logits = torch.cat([self._logits(model, inputs) for inputs in some_windows(batch.inputs)], dim=1)
         losses = self._losses(logits, batch).double().cpu().numpy()
-        scores, firsts, lasts = (value.cpu().numpy() for value in self._best_spans(logits, batch))
-        nulls = _at(logits.double(), batch.targets["none"]).sum(dim=0).cpu().numpy()
+        found = best_spans(logits, batch.targets["context"], self.max_tokens)
+        scores, firsts, lasts = (value.cpu().numpy() for value in found)
+        nulls = sums_at(logits, batch.targets["none"]).cpu().numpy()
         scores = np.where(np.isfinite(scores), scores, nulls)  # of a context that gives no piece
         records, begin = [], 0
         for id, row in zip(batch.ids, batch.targets["rows"], strict=True):
             mine = slice(begin, begin + len(row["pieces"]))
             window = int(scores[mine].argmax())
             where, context = begin + window, row["context"]
-            text, start = _cut_out(
-                context, row["letters"][window], row["pieces"][window][0], firsts[where], lasts[where]
-            )
+            begins = row["pieces"][window][0]
+            text, start = cut_out(context, row["letters"][window], begins, firsts[where], lasts[where])
             gap = float(nulls[mine].min() - scores[where]) if self.decides else None
             records.append(
                 {
@@ -243,9 +268,8 @@ class QuestionAnswering:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """Lines of plain transformers (for an adapter, PEFT) that answer as this task does, however long the text."""
-        load = LOAD_ADAPTER if (folder / ADAPTER).exists() else LOAD_PLAIN
         return SNIPPET.format(
-            load=load.format(folder=hub_id or str(folder)),
+            load=loading(self.auto_class, folder, hub_id),
             length=self.width,
             overlap=self.overlap,
             longest=self.longest_question,
@@ -258,11 +282,11 @@ class QuestionAnswering:
             keep_null=KEEP_NULL.format(none=-1 if self.end else 0) if self.decides else "",
         )
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _logits(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Start and end, (2, windows, tokens) float32."""
         import torch
 
-        given = model(**batch.inputs)
+        given = model(**inputs)
         return torch.stack([given.start_logits, given.end_logits]).float()
 
     def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -274,23 +298,18 @@ class QuestionAnswering:
         masked = logits.masked_fill(~may, float("-inf"))
         return sum(cross_entropy(one, truth[:, side], reduction="none") for side, one in enumerate(masked))
 
-    def _best_spans(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The score, first and last token of the best span of each window, (windows,) each; float64 and int64.
-
-        A span has at most `max_tokens` tokens; of several that are as good, the shortest, and of these the first.
-        """
-        import torch
-
-        starts, ends = logits.double().masked_fill(~batch.targets["context"], float("-inf"))
-        width = starts.shape[1]
-        best, first = starts.new_full((len(starts),), float("-inf")), batch.targets["none"].new_zeros(len(starts))
-        last = first.clone()
-        for more in range(min(self.max_tokens, width)):
-            score, place = (starts[:, : width - more] + ends[:, more:]).max(dim=1)
-            ahead = score > best
-            best = torch.where(ahead, score, best)
-            first, last = torch.where(ahead, place, first), torch.where(ahead, place + more, last)
-        return best, first, last
+    def _apart(self, row: Row) -> Iterator[dict[str, Any]]:
+        """Each window of a row, encoded as a row of its own, in few bytes."""
+        example = self.encode(row, None)
+        for window, inputs in enumerate(example["windows"]):
+            small = {name: np.array(ids, np.min_scalar_type(max(ids))) for name, ids in inputs.items()}
+            yield example | {
+                "id": f"{row['id']}, window {window + 1}",
+                "windows": [small],
+                "pieces": [example["pieces"][window]],
+                "letters": [],  # they are for records
+                "truth": [example["truth"][window]],
+            }
 
     def _read(self, question: str) -> str:
         """The question as the tokenizer gets it: as much of it as half a window holds."""
@@ -320,67 +339,28 @@ class QuestionAnswering:
         return self.end if name == "input_ids" else [int(name == "attention_mask")]
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Rows of one window each: those of a split, by their place, and windows of its longer rows, encoded once."""
+
+    rows: Sequence[Row]
+    parts: list[int | Row]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> Row:
+        part = self.parts[index]
+        return self.rows[part] if isinstance(part, int) else part
+
+
 def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
-def _at(logits: Tensor, places: Tensor) -> Tensor:
-    """(2, windows, tokens) -> (2, windows): of each window the logits of one place."""
-    return logits.gather(2, places.expand(2, -1)[:, :, None])[:, :, 0]
-
-
-def _first_answer(row: Row) -> tuple[int, int] | None:
-    """The first and the end letter of the answer that is learnt, without blanks around it; None where there is none."""
-    if not row["answers"]:
-        return None
-    text, start = row["answers"][0], row["starts"][0]
-    first = start + len(text) - len(text.lstrip())
-    return first, first + len(text.strip())
-
-
-def _pieces_of(letters: np.ndarray, answer: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The first and last piece of an answer in a window; None where the window has not all of it.
-
-    `letters`, (pieces, 2): where each piece begins and ends in the context.
-    """
-    if answer is None or not len(letters):
-        return None
-    begin, end = answer
-    if begin < letters[0, 0] or end > letters[-1, 1]:
-        return None
-    first, last = np.flatnonzero(letters[:, 1] > begin), np.flatnonzero(letters[:, 0] < end)
-    return (int(first[0]), int(last[-1])) if len(first) and len(last) and first[0] <= last[-1] else None
-
-
-def _cut_out(context: str, letters: np.ndarray, begins: int, first: int, last: int) -> tuple[str, int | None]:
-    """The letters of a span of tokens, as they stand in the context without blanks around them, and where they begin.
-
-    Nothing, and None, for a window that holds nothing of the context: it has no pieces at all.
-    """
-    if not len(letters):
-        return "", None
-    start, end = int(letters[first - begins, 0]), int(letters[last - begins, 1])
-    text = context[start:end]
-    return text.strip(), start + len(text) - len(text.lstrip())
-
-
-LOAD_PLAIN = """\
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer
-
-folder = {folder!r}
-model = AutoModelForQuestionAnswering.from_pretrained(folder, dtype="float32")"""
-
-LOAD_ADAPTER = """\
-from peft import AutoPeftModelForQuestionAnswering
-from transformers import AutoTokenizer
-
-folder = {folder!r}
-model = AutoPeftModelForQuestionAnswering.from_pretrained(folder, dtype="float32", num_labels=2)"""
-
 SNIPPET = """\
 import torch
 {load}
-tokenizer = AutoTokenizer.from_pretrained(folder)
 question, context = "Who wrote it?", "It was written by Ada Lovelace in London."
 how = {{"return_offsets_mapping": True, "return_overflowing_tokens": True, "stride": {overlap}, "max_length": {length}}}
 read = tokenizer(question.strip(), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"][:{longest}]

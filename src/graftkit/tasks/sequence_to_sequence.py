@@ -19,10 +19,11 @@ from graftkit.backbone import ON_THIS_MACHINE, BackboneConfig, resolve
 from graftkit.baselines import target_baselines
 from graftkit.config import AtLeastOne, Fraction, Positive
 from graftkit.errors import UserError
-from graftkit.export import ADAPTER, load_saved, save_model
+from graftkit.export import load_saved, save_model
 from graftkit.heads import Headed, load_headless
 from graftkit.metrics import generation, sums
 from graftkit.metrics.generation import LOSS_ALONE, SCORING
+from graftkit.snippets import loading
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import CHUNK, describe_lengths, load_tokenizer, pad, position_limit, text_hash
 
@@ -39,22 +40,8 @@ NEARLY_ALL, ROOM = 99, 1.5  # a text may be half as long again as 99% of the tra
 PRETRAINED_LR = 5e-4  # from here on, a rate is for a network that starts from nothing
 READ = ("input_ids", "attention_mask")  # of what a tokenizer makes of a source
 
-LOAD_PLAIN = """\
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
-
-folder = {folder}
-model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype="float32")"""
-
-LOAD_ADAPTER = """\
-from peft import AutoPeftModelForSeq2SeqLM
-from transformers import AutoTokenizer, GenerationConfig
-
-folder = {folder}
-model = AutoPeftModelForSeq2SeqLM.from_pretrained(folder, dtype="float32")"""
-
 SNIPPET = """\
 {load}
-tokenizer = AutoTokenizer.from_pretrained(folder)
 texts = ["a text"]
 read = [{prefix}text for text in texts]
 inputs = tokenizer(read, truncation=True, max_length={length}, padding=True, return_tensors="pt")
@@ -79,7 +66,7 @@ class GenerateConfig:
 
     beams: AtLeastOne = 4
     """how many beginnings of a text are followed at once (beam search); 1 takes the likeliest token each time"""
-    max_tokens: AtLeastOne | None = None
+    max_new_tokens: AtLeastOne | None = None
     """longest text that it writes, in tokens; by default half as long again as 99% of the training targets"""
     max_seconds: Positive | None = None
     """stop writing a batch after so many seconds; what then comes out depends on the machine, and the report says so"""
@@ -160,7 +147,7 @@ class SequenceToSequence:
         self.labels: list[str] = []
         self.smoothing = target.smoothing
         self.target_length = target.max_length or tokenizer.model_max_length
-        self.most = generate.max_tokens  # tokens that it writes at most; None until `bound`
+        self.most = generate.max_new_tokens  # tokens that it writes at most; None until `bound`
         self.writes = True  # whether `predict` is asked for texts, or for the loss alone
         self._check_room()
 
@@ -326,9 +313,8 @@ class SequenceToSequence:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """Lines of plain transformers (for an adapter, PEFT) that write what this task writes."""
-        adapter, here = (folder / ADAPTER).exists(), repr(hub_id or str(folder))
         return SNIPPET.format(
-            load=(LOAD_ADAPTER if adapter else LOAD_PLAIN).format(folder=here),
+            load=loading(self.auto_class, folder, hub_id, also=["GenerationConfig"]),
             prefix=f"{self.prefix!r} + " if self.prefix else "",
             length=self.tokenizer.model_max_length,
         )
@@ -375,7 +361,7 @@ def measure_pairs(run: Run, task: SequenceToSequence, splits: Splits) -> dict[st
     beyond = int((counts["test"][1] > task.most).sum())
     special = task.tokenizer.num_special_tokens_to_add(pair=False)
     run.record["lengths"] = sources | {"special_tokens": special, "targets": targets, "cut": cut}
-    how = {"beams": task.generate.beams, "max_tokens": task.most, "max_seconds": task.generate.max_seconds}
+    how = {"beams": task.generate.beams, "max_new_tokens": task.most, "max_seconds": task.generate.max_seconds}
     run.record["generation"] = how | {"longer_references": beyond}
     for name, facts in (("source", sources), ("target", targets)):
         half, most, nearly_all, longest = facts["percentiles"].values()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.baselines import text_baselines
-from graftkit.export import load_saved, save_model, snippet
+from graftkit.export import load_saved, save_model
 from graftkit.metrics import classification
 from graftkit.records import label_records
+from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
 
@@ -105,4 +106,4 @@ class TextClassification:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers, or what PEFT needs for an adapter."""
-        return snippet(folder, hub_id, pairs=self.pairs)
+        return classifying(folder, hub_id, pairs=self.pairs)

@@ -17,9 +17,10 @@ import numpy as np
 from graftkit.baselines import number_baselines
 from graftkit.calibrate import fold as divide
 from graftkit.errors import UserError
-from graftkit.export import load_saved, save_model, snippet
+from graftkit.export import load_saved, save_model
 from graftkit.metrics import regression
 from graftkit.metrics.sums import score
+from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
 
@@ -71,6 +72,7 @@ class TextRegression:
         self.column = column
         self.mean, self.sd = mean, sd
         self.folded = folded
+        self.shifts: bool | None = None  # whether the head has a bias, for the mean; not known until it is seen
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, splits: Splits) -> TextRegression:
@@ -107,7 +109,7 @@ class TextRegression:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared error in standard deviations of train, summed over the rows."""
-        told = self._output(model, batch) - (0.0 if _has_bias(model) else self.mean / self.sd)
+        told = self._output(model, batch) - (0.0 if self._shifts(model) else self.mean / self.sd)
         return (told - batch.targets["standard"]).square().sum()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
@@ -117,7 +119,7 @@ class TextRegression:
         """
         told = self._output(model, batch).detach().double().cpu().numpy()
         if not self.folded:
-            told = told * self.sd + (self.mean if _has_bias(model) else 0.0)
+            told = told * self.sd + (self.mean if self._shifts(model) else 0.0)
         return [
             {"id": id, "label": label, "prediction": number, "loss": ((number - label) / self.sd) ** 2}
             for id, label, number in zip(batch.ids, batch.targets["labels"], told.tolist(), strict=True)
@@ -135,7 +137,7 @@ class TextRegression:
             with torch.no_grad():
                 return self._output(model.eval(), batch).double().cpu().numpy()[:, None]
 
-        shifts = _has_bias(model)
+        shifts = self._shifts(model)
         if not divide(model, 1 / self.sd, ask) or (shifts and not _shift(model, self.mean, ask)):
             raise UserError(
                 f"{type(model).__name__}: its answer comes from more than one last layer, so that the unit of "
@@ -174,22 +176,27 @@ class TextRegression:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """A pipeline of transformers, or what PEFT needs for an adapter."""
-        return snippet(folder, hub_id, (PLAIN_ASK, ADAPTER_ASK), pairs=self.pairs)
+        return classifying(folder, hub_id, (PLAIN_ASK, ADAPTER_ASK), pairs=self.pairs)
+
+    def _shifts(self, model: nn.Module) -> bool:
+        """Whether the head has a bias: as of the model that was seen first, whatever is added to it later."""
+        if self.shifts is None:
+            self.shifts = bool(_head_biases(model))
+        return self.shifts
 
     def _output(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the network says of each row, in the unit in which it learns until it is folded, (rows,) float32."""
         return model(**batch.inputs).logits.float()[:, 0]
 
 
-def _has_bias(model: nn.Module) -> bool:
-    """Whether the last layer, which has one output, has a bias."""
-    return bool(_biases(model))
+def _head_biases(model: nn.Module) -> list[Tensor]:
+    """Biases of one number outside of the backbone; around the model may be PEFT, or what trains several processes."""
+    from transformers import PreTrainedModel
 
-
-def _biases(model: nn.Module) -> list[Tensor]:
-    """Biases of one number."""
-    found = [getattr(layer, "bias", None) for layer in model.modules()]
-    return [bias for bias in found if getattr(bias, "shape", None) == (1,)]
+    whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    backbone = {id(parameter) for parameter in whole.base_model.parameters()}
+    found = [getattr(layer, "bias", None) for layer in whole.modules()]
+    return [bias for bias in found if getattr(bias, "shape", None) == (1,) and id(bias) not in backbone]
 
 
 def _shift(model: nn.Module, shift: float, ask: Callable[[], np.ndarray]) -> bool:
@@ -197,7 +204,7 @@ def _shift(model: nn.Module, shift: float, ask: Callable[[], np.ndarray]) -> boo
     import torch
 
     wanted = ask() + shift
-    for bias in reversed(_biases(model)):
+    for bias in reversed(_head_biases(model)):
         kept = bias.detach().clone()
         with torch.no_grad():
             bias.add_(shift)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graftkit.baselines import tag_baselines
-from graftkit.export import ADAPTER, load_saved, save_model
+from graftkit.batches import some_windows
+from graftkit.export import load_saved, save_model
 from graftkit.metrics import tagging
+from graftkit.snippets import loading
 from graftkit.task import Baseline, Batch, Kept, Record, Row
 from graftkit.text import pad, text_hash
 
@@ -29,28 +31,8 @@ if TYPE_CHECKING:
 
 OVERLAP = 4  # a window shares one of so many parts with the one before it
 
-LOAD_PLAIN = """\
-from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-folder = {folder}
-model = AutoModelForTokenClassification.from_pretrained(folder, dtype="float32")"""
-
-LOAD_ADAPTER = """\
-import json
-
-{download}from peft import AutoPeftModelForTokenClassification
-from transformers import AutoTokenizer
-
-folder = {folder}
-labels = dict(enumerate(json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))["labels"]))
-model = AutoPeftModelForTokenClassification.from_pretrained(
-    folder, dtype="float32", ignore_mismatched_sizes=True,
-    num_labels=len(labels), id2label=labels, label2id={{label: i for i, label in labels.items()}},
-)"""
-
 SNIPPET = """\
 {load}
-tokenizer = AutoTokenizer.from_pretrained(folder)
 words = ["Ada", "Lovelace", "lived", "in", "London", "."]
 read = [word if tokenizer.tokenize(word) else {unknown!r} for word in {words}]
 windows = {{"truncation": True, "max_length": {length}, "stride": {overlap}, "return_overflowing_tokens": True}}
@@ -134,16 +116,19 @@ class TokenClassification:
         """Cross-entropy, summed over the words."""
         from torch.nn.functional import cross_entropy
 
-        return cross_entropy(self._logits(model, batch).float(), batch.targets["tags"], reduction="sum")
+        return cross_entropy(_told(model(**batch.inputs).logits, batch).float(), batch.targets["tags"], reduction="sum")
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The likeliest tag of each word of each row, with its logits and probabilities, (words, labels) float32.
 
         `label` and `prediction` are lists of tags; `loss` is that of all words of the row together.
         """
+        import torch
         from torch.nn.functional import cross_entropy
 
-        logits = self._logits(model, batch).detach().float()  # (words, labels)
+        with torch.no_grad():
+            windows = torch.cat([model(**inputs).logits for inputs in some_windows(batch.inputs)])
+        logits = _told(windows, batch).float()  # (words, labels)
         losses = cross_entropy(logits, batch.targets["tags"], reduction="none").double().cpu().numpy()
         ends = np.cumsum(batch.targets["words"])[:-1]
         by_word = (batch.targets["tags"], logits.argmax(dim=-1), logits, logits.softmax(dim=-1))
@@ -207,22 +192,13 @@ class TokenClassification:
 
     def snippet(self, folder: Path, hub_id: str | None = None) -> str:
         """Lines of plain transformers (for an adapter, PEFT) that tag words as this task does, however many."""
-        adapter, here = (folder / ADAPTER).exists(), repr(hub_id or str(folder))
-        if adapter and hub_id is not None:
-            here, download = f"snapshot_download({here})", "from huggingface_hub import snapshot_download\n"
-        else:
-            download = ""
         return SNIPPET.format(
-            load=LOAD_ADAPTER.format(folder=here, download=download) if adapter else LOAD_PLAIN.format(folder=here),
+            load=loading(self.auto_class, folder, hub_id),
             unknown=self.unknown,
             words=SPACED_WORDS if self.spaced else PLAIN_WORDS,
             length=self.tokenizer.model_max_length,
             overlap=self.overlap,
         )
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The logits that tell each word, (words, labels)."""
-        return model(**batch.inputs).logits[batch.targets["windows"], batch.targets["places"]]
 
     def _read(self, words: Sequence[str]) -> list[str]:
         """The words as the tokenizer gets them."""
@@ -246,6 +222,11 @@ class TokenClassification:
             stride=self.overlap,
             return_overflowing_tokens=True,
         )
+
+
+def _told(logits: Tensor, batch: Batch) -> Tensor:
+    """Of (windows, tokens, labels) those that tell each word, (words, labels)."""
+    return logits[batch.targets["windows"], batch.targets["places"]]
 
 
 def _told_at(windows: Sequence[Sequence[int | None]]) -> list[tuple[int, int]]:
