@@ -14,10 +14,11 @@ from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
 from graftkit.before import ask_before
-from graftkit.config import AtLeastOne, Positive, start
+from graftkit.config import start
 from graftkit.data.chats import GenerateDataConfig, load_to_generate
 from graftkit.data.turns import Reader
 from graftkit.finish import finish
+from graftkit.fresh import USUAL, FreshTrainConfig
 from graftkit.generation import GenerateConfig, check_room
 from graftkit.heads import load_headless
 from graftkit.quantize import QuantizedBackboneConfig, quantization
@@ -30,24 +31,7 @@ from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 from graftkit.text import load_tokenizer, measure
 from graftkit.train import TrainConfig, train
 
-
-@dataclass(frozen=True)
-class GenerateTrainConfig(TrainConfig):
-    """How does it learn?"""
-
-    epochs: AtLeastOne | None = None
-    """passes over the training rows; by default 3, for demo-gpt 8"""
-    lr: Positive | None = None
-    """highest learning rate of the backbone; by default 1e-4, for demo-gpt, which starts from nothing, 3e-3"""
-
-    def settle(self, *, untrained: bool) -> GenerateTrainConfig:
-        """The same with the defaults filled in."""
-        usual = TrainConfig(epochs=8, lr=3e-3) if untrained else TrainConfig()
-        return replace(
-            self,
-            epochs=usual.epochs if self.epochs is None else self.epochs,
-            lr=usual.lr if self.lr is None else self.lr,
-        )
+UNTRAINED = TrainConfig(epochs=8, lr=3e-3)
 
 
 @dataclass(frozen=True)
@@ -57,7 +41,7 @@ class Config:
     backbone: QuantizedBackboneConfig = field(default_factory=lambda: QuantizedBackboneConfig(name="demo-gpt"))
     data: GenerateDataConfig = field(default_factory=GenerateDataConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: GenerateTrainConfig = field(default_factory=GenerateTrainConfig)
+    train: FreshTrainConfig = field(default_factory=FreshTrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
@@ -66,7 +50,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     untrained = config.backbone.name == "demo-gpt"
-    config = replace(config, train=config.train.settle(untrained=untrained))
+    config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
     if several_asked(config):
         return run_several("generate", main, config)
     bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge)

@@ -5,13 +5,13 @@
         --train.lr 1e-4 --train.epochs 3
 
 Translation, summarisation, rewriting: whatever makes one text of another. With no arguments it teaches a small T5 that
-nobody has trained, built on the spot, to write dates and times as figures, from sentences made by rules. The rate, the
-epochs and the rows per update that it takes by default are for such a network. Every setting: --help.
+nobody has trained, built on the spot, to write dates and times as figures, from sentences made by rules. Every setting:
+--help.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
@@ -19,6 +19,7 @@ from graftkit.backbone import BackboneConfig
 from graftkit.config import start
 from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
 from graftkit.finish import finish
+from graftkit.fresh import USUAL, FreshTrainConfig
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, check_texts_kept, open_run
@@ -34,6 +35,8 @@ from graftkit.tasks.sequence_to_sequence import (
 )
 from graftkit.train import TrainConfig, train
 
+UNTRAINED = TrainConfig(epochs=12, batch_size=32, lr=4e-3)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -44,7 +47,7 @@ class Config:
     target: TargetConfig = field(default_factory=TargetConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=12, batch_size=32, lr=4e-3))
+    train: FreshTrainConfig = field(default_factory=FreshTrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
@@ -52,18 +55,19 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     check_texts_kept(config.run)
+    untrained = config.backbone.name == "demo-t5"
+    config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
     if several_asked(config):
         return run_several("translate", main, config)
     run = open_run("translate", config)
 
     with run.phase("data"):
         splits = load_parallel(config.data, config.run.seed, config.report.columns, config.report.group)
-        tokenizer = load_reader(config.backbone, config.target)
+        tokenizer = load_reader(config.backbone, config.target, config.generate)
         task = SequenceToSequence(tokenizer, config.data.prefix, config.target, config.generate)
         run.introduce(task, splits)
         lengths = measure_pairs(run, task, splits)
-    if run.headline == "log_loss":
-        task.write_at_the_end()
+    task.writes = run.headline != "log_loss"  # texts of dev after each epoch may take longer than the epoch
 
     with run.phase("backbone"):
         headed = load_writer(config.backbone, config.run.seed)
@@ -76,6 +80,7 @@ def main(config: Config) -> dict[str, Any]:
 
     with run.phase("train"):
         model = train(run, task, adapted, splits, lengths, config.train)
+    task.writes = True
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
 

@@ -6,9 +6,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from graftkit.data import DataConfig, load_label_sets
+from graftkit.data.list_columns import rarest_values
 from graftkit.errors import UserError
 
 TEXTS = ["an apple", "a saw by the pear", "a crow", "nothing here", "an apple and a saw", "a wren on a drill"]
@@ -77,7 +79,7 @@ def test_columns_of_0_and_1_keep_their_order(tmp_path, yes):
             csv.writer(file).writerows([["text", *names], *rows])
     splits = load(tmp_path, labels=names)
     assert splits.labels == names
-    assert splits.train["labels"][1] == ["tool", "fruit"]
+    assert splits.train["labels"][:] == [sorted(row, key=names.index) for row in SETS]
     assert splits.facts["columns"]["labels"] == "tool, bird, fruit"
     assert (
         splits.facts["splits"]["train"]["sha256"] != load(tmp_path, labels=names[:2]).facts["splits"]["train"]["sha256"]
@@ -129,6 +131,10 @@ def test_what_is_missing_is_cut_so_that_rare_labels_are_spread(tmp_path):
     assert splits.facts["cut_from_train"]["test"]["share"] == 0.1
     again = load(path)
     assert again.test["id"][:] == splits.test["id"][:] != load(path, seed=1).test["id"][:]
+
+
+def test_the_rarest_label_of_all_copies_counts():
+    assert rarest_values(np.array([0, 0, 1]), [["a"], ["b"], ["a"]]) == ["b", "b", "a"]
 
 
 def test_the_same_text_with_other_labels_is_warned_of(tmp_path):
@@ -207,6 +213,17 @@ def test_what_is_neither_0_nor_1(tmp_path, value, words):
     message = refused(tmp_path / "rows.csv", labels=["fruit", "tool"])
     assert f"a value in column 'fruit' that is neither 0 nor 1 {words} in row 6" in message
     assert "no column 'birds'" in refused(tmp_path / "rows.csv", labels=["birds"])
+
+
+def test_rows_that_are_neither_0_nor_1_can_be_dropped(tmp_path):
+    columns = {"fruit": ["1", "1", "0", "0", "1", "2"], "tool": ["0", "1", "x", "0", "1", "x"]}
+    for split in ("train", "dev", "test"):
+        with (tmp_path / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", *columns), *zip(TEXTS, *columns.values(), strict=True)])
+    splits = load(tmp_path, labels=["fruit", "tool"], bad_rows="drop")
+    assert splits.train["labels"][:] == [["fruit"], ["fruit", "tool"], [], ["fruit", "tool"]]
+    wrong = [f"a value in column {name!r} that is neither 0 nor 1" for name in columns]
+    assert splits.facts["dropped"]["train"] == dict.fromkeys(wrong, 1)  # a row counts once
 
 
 def test_a_column_that_no_row_of_train_has(tmp_path):

@@ -40,8 +40,9 @@ def writer(
 ) -> SequenceToSequence:
     """The task for a checkpoint."""
     targets = TargetConfig(max_length=target, smoothing=smoothing)
-    tokenizer = load_reader(BackboneConfig(name=str(checkpoint), max_length=max_length), targets)
-    return SequenceToSequence(tokenizer, prefix, targets, GenerateConfig(**how))
+    generate = GenerateConfig(**how)
+    tokenizer = load_reader(BackboneConfig(name=str(checkpoint), max_length=max_length), targets, generate)
+    return SequenceToSequence(tokenizer, prefix, targets, generate)
 
 
 def rows_of(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -183,17 +184,14 @@ def test_the_bound_follows_from_the_training_targets(checkpoint):
     assert asked.most == 3
 
 
-def test_a_run_led_by_the_loss_writes_only_at_its_end(checkpoint):
+def test_texts_are_written_only_where_they_are_asked_for(checkpoint):
     task, model = writer(checkpoint("t5"), max_new_tokens=3), model_of(checkpoint("t5"))
     batch = batch_of(task, rows_of(3))
-    assert not task.decides
-    task.write_at_the_end()
-    assert task.decides
+    task.writes = False
     records = task.predict(model, batch)
     assert [record["prediction"] for record in records] == [None] * 3
     assert list(task.score(records)) == ["log_loss"]
-    task.decide(records)
-    assert not task.decides
+    task.writes = True
     assert all(isinstance(record["prediction"], str) for record in task.predict(model, batch))
 
 
@@ -207,6 +205,15 @@ def test_simple_answers_copy_and_look_up(checkpoint):
     assert list(writer(checkpoint("t5")).baselines(signs, test, test)) == ["copy"]
 
 
+def test_a_text_without_an_end_of_its_own_is_known_as_cut(checkpoint):
+    """BART puts an end on every text of the greatest length: that is none of its own."""
+    task, model = writer(checkpoint("bart"), max_new_tokens=5, beams=1), model_of(checkpoint("bart"))
+    model.generation_config.forced_eos_token_id = model.config.eos_token_id
+    with torch.no_grad():
+        model.final_logits_bias[0, model.config.eos_token_id] = -1e4
+    assert {record["ended"] for record in task.predict(model, batch_of(task, rows_of(4)))} == {"length"}
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "words"),
     [
@@ -214,6 +221,7 @@ def test_simple_answers_copy_and_look_up(checkpoint):
         ("llama", {}, "recipes/generate.py"),
         ("bert", {}, "bert reads texts and writes none; take one with an encoder and a decoder"),
         ("bart", {"target": 60}, "--target.max_length 60: this checkpoint writes at most 48 tokens"),
+        ("bart", {"max_new_tokens": 60}, "--generate.max_new_tokens 60: this checkpoint writes at most 48 tokens"),
         ("t5", {"target": 2}, "--target.max_length 2: 2 are special tokens, which leaves none for text"),
         ("t5", {"prefix": "very " * 50}, "it takes 52 tokens, and the model reads 40; shorten it"),
     ],
@@ -229,7 +237,7 @@ def test_a_tokenizer_of_language_codes_is_refused(checkpoint, monkeypatch):
     tokenizer = SimpleNamespace(src_lang="en_XX", tgt_lang=None)
     monkeypatch.setattr(sequence_to_sequence, "load_tokenizer", lambda config, fast: tokenizer)
     with pytest.raises(UserError, match="wants a code for each language"):
-        load_reader(BackboneConfig(name=str(checkpoint("bart"))), TargetConfig())
+        load_reader(BackboneConfig(name=str(checkpoint("bart"))), TargetConfig(), GenerateConfig())
 
 
 def test_what_nobody_trained_is_said_and_a_rate_for_it_is_warned_of():

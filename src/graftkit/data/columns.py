@@ -93,9 +93,8 @@ def choose_columns(
             return found[0]
         listed = ", ".join(repr(column) for column in found or table.rows.column_names)
         none = f"no column is named like {a_role(role)}; found {listed}"
-        raise UserError(
-            f"{table.where}: {f'{listed} could each be the {role}' if found else none}. Set --data.{role}{(ways_out or {}).get(role, '')}"
-        )
+        wrong, also = f"{listed} could each be the {role}" if found else none, (ways_out or {}).get(role, "")
+        raise UserError(f"{table.where}: {wrong}. Set --data.{role}{also}")
 
     columns = {role: choose(role) if name is None and role in known else name for role, name in named.items()}
     names = [name for name in columns.values() if name is not None]

@@ -72,10 +72,10 @@ class GenerateConfig:
     """stop writing a batch after so many seconds; what then comes out depends on the machine, and the report says so"""
 
 
-def load_reader(config: BackboneConfig, target: TargetConfig) -> PreTrainedTokenizerBase:
+def load_reader(config: BackboneConfig, target: TargetConfig, generate: GenerateConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint that reads one text and writes another.
 
-    UserError for a checkpoint that cannot, and for a target longer than it has positions for.
+    UserError for a checkpoint that cannot, and for a target, or a text to write, longer than it has positions for.
     """
     from transformers import AutoConfig
 
@@ -83,8 +83,9 @@ def load_reader(config: BackboneConfig, target: TargetConfig) -> PreTrainedToken
     settings = AutoConfig.from_pretrained(resolve(config.name, config.revision), **ON_THIS_MACHINE)
     _check_kind(config.name, settings)
     limit = position_limit(settings)
-    if target.max_length is not None and target.max_length > limit:
-        raise UserError(f"--target.max_length {target.max_length}: this checkpoint writes at most {limit} tokens")
+    for name, asked in (("target.max_length", target.max_length), ("generate.max_new_tokens", generate.max_new_tokens)):
+        if asked is not None and asked > limit:
+            raise UserError(f"--{name} {asked}: this checkpoint writes at most {limit} tokens")
     if hasattr(tokenizer, "tgt_lang") and getattr(tokenizer, "src_lang", None) is not None:
         raise UserError(
             f"--backbone.name {config.name}: {type(tokenizer).__name__} wants a code for each language, which this "
@@ -134,6 +135,7 @@ class SequenceToSequence:
     name = "text2text-generation"
     lower = SCORING.lower
     calibrates = False
+    decides = False
     cuts = True
     workers = 0
     auto_class = "AutoModelForSeq2SeqLM"
@@ -150,20 +152,6 @@ class SequenceToSequence:
         self.most = generate.max_new_tokens  # tokens that it writes at most; None until `bound`
         self.writes = True  # whether `predict` is asked for texts, or for the loss alone
         self._check_room()
-
-    @property
-    def decides(self) -> bool:
-        """Whether it did not write while it trained, and is to write from then on."""
-        return not self.writes
-
-    def write_at_the_end(self) -> None:
-        """Leave texts out of every `predict` until `decide` is called: the epoch is then chosen by the loss."""
-        self.writes = False
-
-    def decide(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Nothing is chosen of these records: training is over, and texts are written from now on."""
-        self.writes = True
-        return {"writes": True}
 
     def bound(self, targets: np.ndarray) -> None:
         """Settle how long a text may become, from the tokens of the training targets (rows,), unless the user did."""
@@ -259,7 +247,11 @@ class SequenceToSequence:
         written = model.generate(**inputs, generation_config=settings, stopping_criteria=stops)
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         last = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-        whole = [bool(set(ids) & set(last)) for ids in written[:, 1:].tolist()]  # the first starts the decoder
+        forced = (
+            settings.forced_eos_token_id is not None
+        )  # then a text of the greatest length ends so, though it is cut
+        room = self.most - forced
+        whole = [bool(set(ids[:room]) & set(last)) for ids in written[:, 1:].tolist()]  # the first starts the decoder
         ended = ["time" if clock.struck and not (end and self.generate.beams == 1) else None for end in whole]
         return texts, [why or ("end" if end else "length") for why, end in zip(ended, whole, strict=True)]
 
@@ -270,7 +262,8 @@ class SequenceToSequence:
         """
         found = copy.deepcopy(model.generation_config)
         chosen = {"num_beams": self.generate.beams, "max_new_tokens": self.most, "max_time": self.generate.max_seconds}
-        unused = ["max_length", "min_length", "min_new_tokens", "temperature", "top_k", "top_p"]  # nothing is drawn
+        unused = ["max_length", "min_length", "min_new_tokens"]
+        unused += ["temperature", "top_k", "top_p"]  # nothing is drawn
         unused += ["early_stopping", "length_penalty"] if self.generate.beams == 1 else []  # they are of beams
         for name, value in {**dict.fromkeys(unused), **chosen, "do_sample": False}.items():
             setattr(found, name, value)
