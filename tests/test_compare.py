@@ -20,6 +20,8 @@ from graftkit.report.tables import read_predictions, read_rows, write_prediction
 
 PAIRS = 2000
 
+HEADLINE_OF_LOSS = '{"task": "text-classification", "headline": "log_loss"}'
+
 
 def by_chance(pairs=PAIRS):
     """What 99 of 100 simulations of an event of 5% stay below: 0.061 of 2,000 pairs."""
@@ -428,7 +430,7 @@ def _change(folder, change, write=write_predictions):
         (lambda b: (b / "predictions-test.parquet").unlink(), "no predictions-test.parquet in b"),
         (lambda b: (b / "rows-test.parquet").unlink(), "no rows-test.parquet in b"),
         (lambda b: (b / "rows-test.parquet").write_text("rows"), "rows-test.parquet is no parquet file"),
-        (lambda b: (b / "run.json").write_text('{"headline": "log_loss"}'), "b: its headline 'log_loss' is no score"),
+        (lambda b: (b / "run.json").write_text(HEADLINE_OF_LOSS), "b: its headline 'log_loss' is no score"),
         (lambda b: _write_labels(b, ["w", "x", "y"]), "b has no label 'z', which a has (3 and 4 labels)"),
         (lambda b: _write_labels(b, ["w", "x", "y", "z", "u"]), "a has no label 'u', which b has (4 and 5 labels)"),
         (lambda b: _change(b, lambda records: records[:-2]), "b lacks row test-254, test-255 of a; compare runs on"),

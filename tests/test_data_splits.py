@@ -267,10 +267,11 @@ def test_pairs_repeat_only_where_both_texts_do(tmp_path):
 
 def test_the_config_has_the_names_that_recipes_show():
     assert to_dict(DataConfig()) == {
-        **dict.fromkeys(["subset", "train", "dev", "test", "text", "text_pair", "label", "max_rows"]),
+        **dict.fromkeys(["subset", "train", "dev", "test", "text", "text_pair", "label", "labels", "max_rows"]),
         **dict.fromkeys(["seed", "folds", "fold"]),
         "path": "demo",
         "bad_rows": "error",
+        "task": "single",
     }
 
 

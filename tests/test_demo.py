@@ -55,11 +55,11 @@ def test_the_tagger_needs_no_network_either(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "score", "rows"),
     [
-        (("text_classify", "--data.task", "multi"), "micro F1", 120),
-        (("answer",), "F1", 89),
+        pytest.param(("text_classify", "--data.task", "multi"), "micro F1", 120, marks=pytest.mark.slow),
+        pytest.param(("answer",), "F1", 89, marks=pytest.mark.slow),
         (("generate",), "perplexity", None),
-        (("translate", "--generate.max_new_tokens", 4), "chrF", None),
-        (("pretrain",), "perplexity", None),
+        pytest.param(("translate", "--generate.max_new_tokens", 4), "chrF", None, marks=pytest.mark.slow),
+        pytest.param(("pretrain",), "perplexity", None, marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )
