@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graftkit.data.checks import BadRows, check_parsed
 from graftkit.data.files import read_file
 from graftkit.data.sources import find_sources, load_tables
 from graftkit.errors import UserError
@@ -386,3 +387,12 @@ def test_a_hub_id_without_a_network(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^no file or folder reviews here, and the Hub cannot be asked .*reviews"):
         sources("reviews")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_thousands_of_brackets_are_one_line(tmp_path, name):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(UserError) as refused:
+        check_parsed("train", read_file(tmp_path / name, name), BadRows(drop=False))
+    assert "not valid JSON" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -170,7 +170,7 @@ def _read_jsonl(path: Path, where: str) -> Table:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # the latter of thousands of brackets
                 malformed["not valid JSON"].append(number)
                 continue
             if wrong := _wrong_with(row, bool(SURROGATE_ESCAPE.search(line))):
@@ -196,6 +196,8 @@ def _read_json(path: Path, where: str) -> Table:
         raise UserError(
             f"{where}: not valid JSON{row} (line {error.lineno}, column {error.colno}): {error.msg}"
         ) from None
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: brackets within brackets, thousands of them") from None
     if isinstance(values, dict):
         values = values.get("data")
     if not isinstance(values, list):

@@ -35,7 +35,7 @@ def _articles(path: Path) -> list[Any] | None:
     """The articles of a nested file; None where it is none, or not one that can be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:  # `read_file` says what is wrong
+    except (ValueError, RecursionError):  # `read_file` says what is wrong
         return None
     articles = values.get("data") if isinstance(values, dict) else None
     if not isinstance(articles, list) or not any(isinstance(one, dict) and "paragraphs" in one for one in articles):

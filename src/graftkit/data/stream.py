@@ -214,7 +214,7 @@ def _read_jsonl(lines: Iterator[str], where: str, role: str) -> Iterator[tuple[i
     for number, line in enumerate(filter(str.strip, lines), 1):
         try:
             row = json.loads(line, parse_constant=lambda name: None)  # NaN is missing
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: row {number} is not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise UserError(f"{where}: row {number} is no JSON object, such as {{{role!r}: {ROLES[role].noun!r}}}")
@@ -359,7 +359,7 @@ def _parse_messages(value: Any, noun: str, where: str) -> list[dict[str, str]]:
     if not isinstance(value, list):
         try:
             messages = json.loads(_parse_text(value, noun, where))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: {noun} is a list, or JSON of one ({error})") from error
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{where}: empty or no list; every row needs {noun}")
