@@ -37,6 +37,7 @@ def run(tmp_path, recipe, *words, threads, processes=1):
 
 
 @needs_demo
+@pytest.mark.slow
 def test_the_default_needs_no_network(tmp_path):
     said, metrics = run(tmp_path, "text_classify", "--train.max_steps", 2, threads=1)
     assert metrics["test"]["rows"] == 256
@@ -45,6 +46,7 @@ def test_the_default_needs_no_network(tmp_path):
 
 
 @needs_demo
+@pytest.mark.slow
 def test_the_tagger_needs_no_network_either(tmp_path):
     said, metrics = run(tmp_path, "token_classify", "--train.max_steps", 2, threads=1)
     assert metrics["test"]["rows"] == 120

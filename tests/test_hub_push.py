@@ -140,6 +140,7 @@ print(json.dumps([dict(zip(model.pretrained_cfg["label_names"], chances)), {{a["
             assert chance == pytest.approx(truth[f"probability:{label}"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapter_needs_a_base_that_others_have(hub, runs, checkpoint, data, tmp_path, capsys):
     said = graft(capsys, "push", runs["adapter"], "me/adapter", code=2)
     assert "--hub.base_id to its id on the Hub, or --hub.merge" in said

@@ -123,6 +123,7 @@ SAME = ("log.jsonl", "model/model.safetensors", "predictions-test.parquet", "pre
 AUGMENTED = ("--image.augment", "trivial", "--image.mixup", 0.2, "--image.cutmix", 1, "--image.erase", 0.3)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_neither_does_a_stop(tmp_path, image_checkpoint, pictures):
     """A row's picture follows from (seed, epoch, row): the same with 0 and with 2 workers, and after a resume.
 

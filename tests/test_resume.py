@@ -85,7 +85,7 @@ def kill_and_resume(run: Path, command: list[object], processes: int, kills: int
     assert "resumed after update" in said or f"{total} updates to go" in said
 
 
-@pytest.mark.parametrize(("processes", "kills"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("processes", "kills"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1)])
 def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path, checkpoint, data, never_stopped, processes, kills):
     run = tmp_path / "run"
     kill_and_resume(run, words(checkpoint, data), processes, kills, random.Random(processes))
