@@ -234,8 +234,8 @@ def _leave(run: Run, stop: Stop, state: checkpoint.State) -> NoReturn:
 def _keep_best(run: Run, scores: dict[str, float], state: checkpoint.State, epoch: int, progress: Progress) -> None:
     """Log the scores on dev, and remember the update if its headline is the best so far."""
     score = scores[run.headline]
-    ahead = (state.best_score or 0.0) - score if run.lower else score - (state.best_score or 0.0)
-    better = state.best_score is None or ahead > 0
+    best = state.best_score
+    better = best is None or (score < best if run.lower else score > best)
     if better:
         state.best_update, state.best_score, state.without_gain = state.update, score, 0
     else:

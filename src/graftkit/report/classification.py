@@ -27,6 +27,7 @@ from graftkit.report.markdown import (
 )
 from graftkit.report.pictures import grid
 from graftkit.report.reading import Reading
+from graftkit.report.rows import worst as worst_of
 from graftkit.report.sections import NOUNS, apart, is_folds, look
 
 MATRIX_CLASSES = 40  # a wider confusion matrix cannot be read
@@ -100,8 +101,7 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
     """The records of the worst errors, those of the highest loss."""
-    wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])[:most]
+    return worst_of(records, most)
 
 
 def chapters(

@@ -89,8 +89,7 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
     """The records of the texts with a label too many or too few, those of the highest loss."""
-    wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])[:most]
+    return rows.worst(records, most)
 
 
 def chapters(

@@ -5,7 +5,7 @@ Every task without classes tells its scores in the same way; its own module says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -56,6 +56,12 @@ def opening(metrics: Mapping[str, Any], run: Mapping[str, Any], does: str, *, pe
         f"{start} {plural(test['rows'], noun)}{apart(run)}, {who} {does} with "
         f"{article} {name} of **{with_interval(test['headline'])}**, {perfect}{against}."
     )
+
+
+def worst(records: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """The records whose prediction is not their label, those of the highest loss."""
+    wrong = [record for record in records if record["label"] != record["prediction"]]
+    return sorted(wrong, key=lambda record: -record["loss"])[:most]
 
 
 def scores(metrics: Mapping[str, Any], run: Mapping[str, Any], meanings: Mapping[str, str]) -> str:

@@ -11,13 +11,12 @@ import numpy as np
 
 from graftkit.errors import UserError
 from graftkit.metrics import classification, tagging
-from graftkit.metrics.intervals import LEVEL, RESAMPLES
+from graftkit.metrics.intervals import LEVEL
 from graftkit.metrics.tagging import PLAIN
-from graftkit.report import baselines, curves, figures
+from graftkit.report import baselines, curves, figures, rows
 from graftkit.report.html import Addition
 from graftkit.report.markdown import (
     bold,
-    decimals,
     escape,
     number,
     percent,
@@ -111,23 +110,22 @@ def summary(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def worst(records: Sequence[Mapping[str, Any]], most: int = WORST) -> list[Mapping[str, Any]]:
     """The records of the sentences with a wrong word, those of the highest loss."""
-    wrong = [record for record in records if record["label"] != record["prediction"]]
-    return sorted(wrong, key=lambda record: -record["loss"])[:most]
+    return rows.worst(records, most)
 
 
 def chapters(
     metrics: Mapping[str, Any],
     run: Mapping[str, Any],
     shown: Sequence[Mapping[str, Any]],
-    rows: Mapping[str, Mapping[str, Any]],
+    kept: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, str]:
-    """The report's chapters on a tagger, by heading; `shown` are the worst records, and `rows` their rows by id."""
+    """The report's chapters on a tagger, by heading; `shown` are the worst records, and `kept` their rows by id."""
     test = metrics["test"]
     return {
-        "Scores": _scores(metrics),
+        "Scores": _scores(metrics, run),
         "Tags" if test["scheme"] == PLAIN else "Entity types": _types(test),
         "Confusions": _confusions(test),
-        "Worst sentences": _worst_sentences(test, shown, rows),
+        "Worst sentences": _worst_sentences(test, shown, kept),
     }
 
 
@@ -194,38 +192,13 @@ def _cautions(test: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     return cautions
 
 
-def _scores(metrics: Mapping[str, Any]) -> str:
-    test, dev = metrics["test"], metrics.get("dev")
-    first = test["headline"]["name"]
-    lines = []
-    for name in sorted(test["scores"], key=lambda name: name != first):
-        words = f"**{title(name)}**" if name == first else title(name)
-        lines.append((words, *_cells(test, name), *([_cells(dev, name)[0]] if dev else []), MEANINGS[name]))
-    for answer in (metrics.get("baselines") or {"answers": []})["answers"]:
-        value, interval = told(answer["headline"]["value"], answer["headline"])
-        words = f"{title(answer['headline']['name'])} of {baselines.WORDS[answer['name']]}"
-        lines.append((words, value, interval, *(["–"] if dev else []), "the score of a simple answer, for comparison"))
-    header = ("Score", "Test", f"{LEVEL:.0%} interval", *(["Dev"] if dev else []), "What it says")
-    groups = test.get("groups")
-    unit = f"the {groups['count']:,} groups" if groups else plural(test["rows"], "sentence")
-    sure = (
-        "The interval says how far a score would move on other test sentences of the same kind. It says nothing of "
-        "sentences of another kind, or of training again with another seed. (Bootstrap of whole "
-        f"{'groups' if groups else 'sentences'}, {RESAMPLES:,} resamples of {unit}, BCa; where all is right or all "
-        "wrong, Clopper-Pearson.)"
-    )
+def _scores(metrics: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    scheme = metrics["test"]["scheme"]
     counted = {
         PLAIN: "Tags are plain, so each word is scored by itself.",
         "BIO": "Entities are counted as seqeval counts: an I- tag without a B- before it begins an entity.",
-    }.get(test["scheme"], f"Entities are counted as seqeval counts in its strict mode for {test['scheme']}.")
-    parts = [table(header, lines, numbers=[1, 3] if dev else [1]), counted, sure]
-    if dev:
-        parts.append("The dev sentences chose which weights to keep, so the dev scores tend to be too good.")
-    return "\n\n".join(parts)
-
-
-def _cells(split: Mapping[str, Any], name: str) -> tuple[str, str]:
-    return told(split["scores"][name], split["intervals"].get(name), decimals(split["rows"] ** -0.5))
+    }.get(scheme, f"Entities are counted as seqeval counts in its strict mode for {scheme}.")
+    return f"{rows.scores(metrics, run, MEANINGS)}\n\n{counted}"
 
 
 def _types(test: Mapping[str, Any]) -> str:

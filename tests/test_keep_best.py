@@ -1,0 +1,22 @@
+"""Which update is the best so far, where more of a score is better, and where less is?"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from graftkit.checkpoint import State
+from graftkit.train import _keep_best
+
+
+@pytest.mark.parametrize(("lower", "kept"), [(False, 2), (True, 4)])
+def test_the_best_is_the_highest_or_the_lowest_and_the_first_of_equals(lower, kept):
+    run = SimpleNamespace(headline="it", lower=lower, log=lambda event: None)
+    progress = SimpleNamespace(write=lambda line: None, mean_loss=lambda: 0.0, rows_per_second=1.0)
+    state = State(processes=1, origin={})
+    for update, score in enumerate([0.5, 0.9, 0.9, 0.0, 0.0], start=1):
+        state.update = update
+        _keep_best(run, {"it": score}, state, update, progress)
+    assert state.best_update == kept
+    assert state.without_gain == 5 - kept
