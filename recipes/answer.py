@@ -18,13 +18,14 @@ from graftkit.config import start
 from graftkit.data.answer_rows import CONTEXT, AnswersDataConfig, has_none, load_answers
 from graftkit.finish import finish
 from graftkit.heads import load_answerer
+from graftkit.learn import learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, check_texts_kept, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.question_answering import AnswerConfig, QuestionAnswering
 from graftkit.text import load_tokenizer, measure
-from graftkit.train import TrainConfig, train
+from graftkit.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, windows, sizes, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, windows, sizes, config.train)
+        model = learn(run, task, adapted, windows, sizes, config.adapt, config.train)
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
 

@@ -21,6 +21,7 @@ from graftkit.finish import finish
 from graftkit.fresh import USUAL, FreshTrainConfig
 from graftkit.generation import GenerateConfig, check_room
 from graftkit.heads import load_headless
+from graftkit.learn import learn
 from graftkit.quantize import QuantizedBackboneConfig, quantization
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
@@ -29,7 +30,7 @@ from graftkit.samples import draw_samples
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.causal_language_modelling import CausalLanguageModelling
 from graftkit.text import load_tokenizer, measure
-from graftkit.train import TrainConfig, train
+from graftkit.train import TrainConfig
 
 UNTRAINED = TrainConfig(epochs=8, lr=3e-3)
 
@@ -89,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, windows, tokens, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, windows, tokens, config.train)
+        model = learn(run, task, adapted, windows, tokens, config.adapt, config.train)
     draw_samples(run, task, model, splits, "after")
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge, before=before)

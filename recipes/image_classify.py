@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from graftkit.adapt import AdaptConfig, adapt
+from graftkit.adapt import ClassifierAdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.config import start
 from graftkit.data import ImageDataConfig, load_pictures
@@ -23,13 +23,13 @@ from graftkit.hub import HubConfig, check_ready, share
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.image_cache import prepare_pictures
 from graftkit.images import ImageConfig
+from graftkit.learn import ClassifierTrainConfig, learn
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
 from graftkit.run import RunConfig, kept_run, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.image_classification import ImageClassification
-from graftkit.train import TrainConfig, train
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Config:
     backbone: ImageBackboneConfig = field(default_factory=ImageBackboneConfig)
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
-    adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
+    adapt: ClassifierAdaptConfig = field(default_factory=ClassifierAdaptConfig)
+    train: ClassifierTrainConfig = field(default_factory=lambda: ClassifierTrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
@@ -50,7 +50,7 @@ SOURCE = Config(
     backbone=ImageBackboneConfig(name="resnet10t", pretrained=False),
     data=ImageDataConfig(path="demo-source"),
     image=ImageConfig(size=32, augment="none"),
-    train=TrainConfig(epochs=5, batch_size=32, lr=1e-3, head_lr=1e-3),
+    train=ClassifierTrainConfig(epochs=5, batch_size=32, lr=1e-3, head_lr=1e-3),
 )
 """How the backbone of the demo is made: from random weights, on digits 0-4."""
 
@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 
     with run.phase("train"):
-        trained = train(run, task, adapted, splits, lengths, config.train)
+        trained = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     run.record["compared"] = compared
     metrics = finish(run, task, trained, splits, lengths, config.report, merge=True)
@@ -101,7 +101,7 @@ def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]
         )
     source = kept_run(SOURCE, main)
     image = replace(config.image, size=config.image.size or SOURCE.image.size)
-    plain = {"adapt": AdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
+    plain = {"adapt": ClassifierAdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
     alone = replace(config, backbone=SOURCE.backbone, image=image, **plain)
     score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
     name = "the same network trained from scratch with the same settings on the same rows"

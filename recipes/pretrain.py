@@ -21,6 +21,7 @@ from graftkit.config import start
 from graftkit.data.documents import DocumentsConfig, load_documents
 from graftkit.finish import finish
 from graftkit.heads import load_masked_language_model, say_whose_head
+from graftkit.learn import learn
 from graftkit.masking import MaskConfig, cut_documents
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
@@ -29,7 +30,7 @@ from graftkit.run import RunConfig, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.masked_language_modelling import MaskedLanguageModelling
 from graftkit.text import check_can_hide, load_tokenizer, measure
-from graftkit.train import TrainConfig, train
+from graftkit.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, splits, lengths, config.train)
+        model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     return finish(run, task, model, splits, lengths, config.report, merge=True, before=before)
 

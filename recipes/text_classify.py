@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.adapt import AdaptConfig, adapt
+from graftkit.adapt import ClassifierAdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
@@ -21,6 +21,7 @@ from graftkit.data import DataConfig, load_label_sets, load_numbers, load_splits
 from graftkit.finish import finish
 from graftkit.heads import load_classifier
 from graftkit.hub import HubConfig, check_ready, share
+from graftkit.learn import ClassifierTrainConfig, learn
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
@@ -30,7 +31,6 @@ from graftkit.tasks.multi_label_classification import MultiLabelClassification
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.tasks.text_regression import TextRegression
 from graftkit.text import load_tokenizer, measure
-from graftkit.train import TrainConfig, train
 
 LOADERS = {"single": load_splits, "multi": load_label_sets, "regression": load_numbers}
 TASKS = {
@@ -46,8 +46,8 @@ class Config:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    adapt: ClassifierAdaptConfig = field(default_factory=ClassifierAdaptConfig)
+    train: ClassifierTrainConfig = field(default_factory=ClassifierTrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, splits, lengths, config.train)
+        model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     metrics = finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
     share(run, config.hub)

@@ -18,13 +18,14 @@ from graftkit.config import start
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 from graftkit.finish import finish
 from graftkit.heads import load_token_classifier
+from graftkit.learn import learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.tasks.token_classification import TokenClassification
 from graftkit.text import load_tokenizer, measure
-from graftkit.train import TrainConfig, train
+from graftkit.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, splits, lengths, config.train)
+        model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)
 

@@ -20,6 +20,7 @@ from graftkit.config import start
 from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
 from graftkit.finish import finish
 from graftkit.fresh import USUAL, FreshTrainConfig
+from graftkit.learn import learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, check_texts_kept, open_run
@@ -33,7 +34,7 @@ from graftkit.tasks.sequence_to_sequence import (
     measure_pairs,
     say_what_is_new,
 )
-from graftkit.train import TrainConfig, train
+from graftkit.train import TrainConfig
 
 UNTRAINED = TrainConfig(epochs=12, batch_size=32, lr=4e-3)
 
@@ -79,7 +80,7 @@ def main(config: Config) -> dict[str, Any]:
         return rehearse(run, task, adapted, splits, lengths, config.train)
 
     with run.phase("train"):
-        model = train(run, task, adapted, splits, lengths, config.train)
+        model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
     task.writes = True
 
     return finish(run, task, model, splits, lengths, config.report, merge=config.adapt.merge)

@@ -35,6 +35,11 @@ class AdaptConfig:
 
 
 @dataclass(frozen=True)
+class ClassifierAdaptConfig(AdaptConfig):
+    """What may change?"""
+
+
+@dataclass(frozen=True)
 class Adapted:
     """A model of which the right part trains, and what to say of it."""
 
