@@ -100,7 +100,8 @@ def test_a_run_killed_many_times_ends_the_same(tmp_path, checkpoint, data, never
     assert_same(run, never_stopped(processes))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, checkpoint, data, never_stopped, number):
     run = tmp_path / "run"
     process = launch("text_classify", *words(checkpoint, data), "--run.out", run)
