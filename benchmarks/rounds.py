@@ -66,7 +66,8 @@ class Benchmark:
     things: str  # what is counted in a second
     column: Column
     packages: Sequence[str]  # whose versions are shown
-    show_profile: Callable[[Result], str]
+    show_profile: Callable[[Result], str] | None = None  # None: no job `profile`
+    words: Sequence[str] = ()  # that the script wants before its flags
 
 
 # clocks, in the process of a job
@@ -91,12 +92,14 @@ def clocked(spent: dict[str, float], name: str) -> Iterator[None]:
 
 
 def make_clock() -> TrainerCallback:
-    """Trainer's callback that notes when the epoch `began`, and when its last update `ended`."""
+    """Trainer's callback that notes when the first epoch `began`, and when the last update `ended`."""
     import transformers
 
     class Clock(transformers.TrainerCallback):
+        began = None
+
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = self.began or time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == state.max_steps:
@@ -118,7 +121,7 @@ def train_with_trainer(
     flags: Mapping[str, Any],
     **others: Any,
 ) -> tuple[Trainer, float, str]:
-    """A Trainer after an epoch, its rows per second, and its precision: bf16 where that is `best`, else fp32.
+    """A Trainer at the end of training, its rows per second, and its precision: bf16 where that is `best`, else fp32.
 
     `flags` are TrainingArguments, `others` Trainer's own.
     """
@@ -131,7 +134,7 @@ def train_with_trainer(
         flags = {**flags, precision: True, "use_cpu": not gpu}  # else it refuses bf16 on a CPU
     settings = transformers.TrainingArguments(
         folder,
-        num_train_epochs=1,
+        num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.lr,
         seed=seed,
@@ -143,11 +146,11 @@ def train_with_trainer(
     clock = make_clock()
     trainer = transformers.Trainer(load_model(), settings, collate, rows, callbacks=[clock], **others)
     trainer.train()
-    return trainer, len(rows) / (clock.ended - clock.began), precision
+    return trainer, config.epochs * len(rows) / (clock.ended - clock.began), precision
 
 
 def outcome(rows: int, rate: float, records: Sequence[Record], **known: Any) -> Result:
-    """What an arm reports of an epoch of so many rows at this rate, and of its records on test."""
+    """What an arm reports of so many rows (over all epochs) at this rate, and of its records on test."""
     right = sum(record["prediction"] == record["label"] for record in records)
     return {
         "rows": rows,
@@ -223,7 +226,17 @@ def describe_machine(benchmark: Benchmark, folder: str) -> Result:
 def run_apart(benchmark: Benchmark, job: str, seed: int, rows: int | None) -> Result:
     """A job's result, from a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, benchmark.file, "--job", job, "--seed", str(seed), "--folder", folder]
+        command = [
+            sys.executable,
+            benchmark.file,
+            *benchmark.words,
+            "--job",
+            job,
+            "--seed",
+            str(seed),
+            "--folder",
+            folder,
+        ]
         command += [] if rows is None else ["--rows", str(rows)]
         child = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if child.returncode:
@@ -307,8 +320,12 @@ def introduce(benchmark: Benchmark, facts: Result) -> str:
     timed = benchmark.description.rpartition("\n\n")[2]
     return (
         f"{facts['date']}, {', '.join(chips)}; {'bf16' if precision == 'bf16' else without}\n{', '.join(versions)}\n"
-        f"{facts['data']}, batch {train.batch_size}, one epoch, lr {train.lr}\n\n{timed}"
+        f"{facts['data']}, batch {train.batch_size}, {_epochs(train)}, lr {train.lr}\n\n{timed}"
     )
+
+
+def _epochs(train: TrainConfig) -> str:
+    return "one epoch" if train.epochs == 1 else f"{train.epochs} epochs"
 
 
 def main(benchmark: Benchmark) -> None:
@@ -346,7 +363,11 @@ def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="times that each arm runs; a round's number is its seed")
     parser.add_argument("--arms", nargs="+", choices=arms, default=list(arms), help="which arms, in which order")
     parser.add_argument("--rows", type=int, help="at most so many training rows, for a quick look")
-    parser.add_argument("--profile", action="store_true", help="say where the time of graftkit's step goes, instead")
+    if benchmark.show_profile:
+        parser.add_argument(
+            "--profile", action="store_true", help="say where the time of graftkit's step goes, instead"
+        )
+    parser.set_defaults(profile=False)
     parser.add_argument("--out", type=Path, help="write all numbers as JSON, too")
     for hidden, kind in (("--job", str), ("--seed", int), ("--folder", Path)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
