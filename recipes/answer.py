@@ -18,7 +18,7 @@ from graftkit.config import start
 from graftkit.data.answer_rows import CONTEXT, AnswersDataConfig, has_none, load_answers
 from graftkit.finish import finish
 from graftkit.heads import load_answerer
-from graftkit.learn import learn
+from graftkit.learn import check_ways, learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, check_texts_kept, open_run
@@ -52,6 +52,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ways(config.adapt, config.train)
     check_texts_kept(config.run)
     if several_asked(config):
         return run_several("answer", main, config)
@@ -73,8 +74,8 @@ def main(config: Config) -> dict[str, Any]:
     windows, sizes = replace(splits, train=rows), {**lengths, "train": tokens}
     if len(rows) > len(splits.train):
         run.say(f"each window of a long text of train is a row of its own: {len(rows):,} rows")
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, windows, sizes, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, windows, sizes, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, windows, sizes, config.adapt, config.train)

@@ -21,7 +21,7 @@ from graftkit.finish import finish
 from graftkit.fresh import USUAL, FreshTrainConfig
 from graftkit.generation import GenerateConfig, check_room
 from graftkit.heads import load_headless
-from graftkit.learn import learn
+from graftkit.learn import check_ways, learn
 from graftkit.quantize import QuantizedBackboneConfig, quantization
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
@@ -52,14 +52,15 @@ def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     untrained = config.backbone.name == "demo-gpt"
     config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
+    check_ways(config.adapt, config.train, untrained=untrained)
     if several_asked(config):
         return run_several("generate", main, config)
-    bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge)
+    bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge, dora=config.adapt.dora)
     run = open_run("generate", config)
     if untrained:
         run.say(
             "demo-gpt is a small network that nobody has trained: what it writes, it learnt here alone, in "
-            f"{config.train.epochs} epochs at a rate of {config.train.lr:g} (--train.epochs, --train.lr). Name a "
+            f"{config.train.epochs} epochs at a rate of {config.train.lr} (--train.epochs, --train.lr). Name a "
             "pretrained checkpoint with --backbone.name, such as gpt2"
         )
 
@@ -86,8 +87,8 @@ def main(config: Config) -> dict[str, Any]:
 
     windows = replace(splits, train=task.in_windows(splits.train))
     tokens = {**lengths, "train": task.lengths(windows.train)}
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, windows, tokens, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, windows, tokens, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, windows, tokens, config.adapt, config.train)

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from graftkit.activation_cache import check_views
 from graftkit.adapt import ClassifierAdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.config import start
@@ -23,12 +24,14 @@ from graftkit.hub import HubConfig, check_ready, share
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.image_cache import prepare_pictures
 from graftkit.images import ImageConfig
-from graftkit.learn import ClassifierTrainConfig, learn
+from graftkit.learn import ClassifierTrainConfig, check_ways, learn
+from graftkit.losses import choose_loss
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
 from graftkit.run import RunConfig, kept_run, open_run
 from graftkit.several import run_several, several_asked
+from graftkit.solve import check_pictures
 from graftkit.tasks.image_classification import ImageClassification
 
 
@@ -57,6 +60,9 @@ SOURCE = Config(
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ways(config.adapt, config.train, Config().train, untrained=not config.backbone.pretrained)
+    check_views(config.adapt, config.image)
+    check_pictures(config.adapt, config.image)
     if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     if several_asked(config):
@@ -73,15 +79,16 @@ def main(config: Config) -> dict[str, Any]:
     with run.phase("backbone"):
         model = load_image_classifier(backbone, config.image, splits.labels, config.run.seed)
         workers, cached = prepare_pictures(run, model.preprocessing, splits)
-        task = ImageClassification(model.preprocessing, splits.labels, splits.train, workers, cached)
+        criterion = choose_loss(run, config.train, splits)
+        task = ImageClassification(model.preprocessing, splits.labels, splits.train, workers, cached, criterion)
         run.introduce(task, splits)
     lengths = {"train": None, "dev": None, "test": None}  # all pictures cost the same
     make_audit(run, task, model.headed, splits, lengths, config.report)
     adapted = adapt(model.headed, config.adapt)
     run.describe(adapted, config)
 
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     with run.phase("train"):
         trained = learn(run, task, adapted, splits, lengths, config.adapt, config.train)
@@ -100,6 +107,8 @@ def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]
             "--backbone.name mobilenetv3_small_100.lamb_in1k, or a folder"
         )
     source = kept_run(SOURCE, main)
+    if config.run.until == "dev":  # the other is held against this run on test
+        return replace(config.backbone, name=str(source / "model")), []
     image = replace(config.image, size=config.image.size or SOURCE.image.size)
     plain = {"adapt": ClassifierAdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
     alone = replace(config, backbone=SOURCE.backbone, image=image, **plain)

@@ -21,7 +21,7 @@ from graftkit.config import start
 from graftkit.data.documents import DocumentsConfig, load_documents
 from graftkit.finish import finish
 from graftkit.heads import load_masked_language_model, say_whose_head
-from graftkit.learn import learn
+from graftkit.learn import check_ways, learn
 from graftkit.masking import MaskConfig, cut_documents
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
@@ -48,6 +48,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved backbone and its metrics."""
+    check_ways(config.adapt, config.train)
     if several_asked(config):
         return run_several("pretrain", main, config)
     run = open_run("pretrain", config)
@@ -70,8 +71,8 @@ def main(config: Config) -> dict[str, Any]:
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)
 
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.activation_cache import check_views
 from graftkit.adapt import ClassifierAdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.backbone import BackboneConfig
@@ -21,7 +22,8 @@ from graftkit.data import DataConfig, load_label_sets, load_numbers, load_splits
 from graftkit.finish import finish
 from graftkit.heads import load_classifier
 from graftkit.hub import HubConfig, check_ready, share
-from graftkit.learn import ClassifierTrainConfig, learn
+from graftkit.learn import ClassifierTrainConfig, check_ways, learn
+from graftkit.losses import check_fits, choose_loss, choose_loss_of_sets
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
@@ -34,9 +36,13 @@ from graftkit.text import load_tokenizer, measure
 
 LOADERS = {"single": load_splits, "multi": load_label_sets, "regression": load_numbers}
 TASKS = {
-    "single": lambda tokenizer, splits: TextClassification(tokenizer, splits.labels, pairs=splits.pairs),
-    "multi": lambda tokenizer, splits: MultiLabelClassification(tokenizer, splits.labels, pairs=splits.pairs),
-    "regression": TextRegression.of,
+    "single": lambda tokenizer, splits, run, config: TextClassification(
+        tokenizer, splits.labels, choose_loss(run, config, splits), pairs=splits.pairs
+    ),
+    "multi": lambda tokenizer, splits, run, config: MultiLabelClassification(
+        tokenizer, splits.labels, choose_loss_of_sets(run, config, splits), pairs=splits.pairs
+    ),
+    "regression": lambda tokenizer, splits, run, config: TextRegression.of(tokenizer, splits),
 }
 
 
@@ -55,8 +61,11 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ways(config.adapt, config.train, Config().train)
+    check_views(config.adapt)
     if config.data.task != "single":
         check_plain(config, f"--data.task {config.data.task}")
+        check_fits(config.train, config.data.task)
     if several_asked(config):
         return run_several("text_classify", main, config)
     check_ready(config.hub)
@@ -67,8 +76,8 @@ def main(config: Config) -> dict[str, Any]:
         load = LOADERS[config.data.task]
         splits = load(config.data, config.run.seed, config.report.columns, config.report.group)
         check_metrics(config.report.metrics, splits.labels)
-        tokenizer = load_tokenizer(config.backbone, pairs=splits.pairs)
-        task = TASKS[config.data.task](tokenizer, splits)
+        tokenizer = load_tokenizer(config.backbone, pairs=splits.pairs, places=config.adapt.places)
+        task = TASKS[config.data.task](tokenizer, splits, run, config.train)
         run.introduce(task, splits)
         lengths = measure(run, task, splits)
 
@@ -78,8 +87,8 @@ def main(config: Config) -> dict[str, Any]:
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)
 
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)

@@ -18,7 +18,7 @@ from graftkit.config import start
 from graftkit.data.tagged_rows import TaggedDataConfig, load_tagged
 from graftkit.finish import finish
 from graftkit.heads import load_token_classifier
-from graftkit.learn import learn
+from graftkit.learn import check_ways, learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, open_run
@@ -42,6 +42,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
+    check_ways(config.adapt, config.train)
     if several_asked(config):
         return run_several("token_classify", main, config)
     run = open_run("token_classify", config)
@@ -58,8 +59,8 @@ def main(config: Config) -> dict[str, Any]:
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)
 
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)

@@ -20,7 +20,7 @@ from graftkit.config import start
 from graftkit.data.parallel_rows import ParallelDataConfig, load_parallel
 from graftkit.finish import finish
 from graftkit.fresh import USUAL, FreshTrainConfig
-from graftkit.learn import learn
+from graftkit.learn import check_ways, learn
 from graftkit.rehearse import rehearse
 from graftkit.report import RowsReportConfig
 from graftkit.run import RunConfig, check_texts_kept, open_run
@@ -58,6 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     check_texts_kept(config.run)
     untrained = config.backbone.name == "demo-t5"
     config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
+    check_ways(config.adapt, config.train, untrained=untrained)
     if several_asked(config):
         return run_several("translate", main, config)
     run = open_run("translate", config)
@@ -76,8 +77,8 @@ def main(config: Config) -> dict[str, Any]:
     adapted = adapt(headed, config.adapt)
     run.describe(adapted, config)
 
-    if config.run.dry_run:
-        return rehearse(run, task, adapted, splits, lengths, config.train)
+    if run.settings.dry_run:
+        return rehearse(run, task, adapted, splits, lengths, config.adapt, config.train)
 
     with run.phase("train"):
         model = learn(run, task, adapted, splits, lengths, config.adapt, config.train)

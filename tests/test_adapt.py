@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import KINDS
 
-from graftkit.adapt import AdaptConfig, adapt, find_blocks, set_training_mode
+from graftkit.adapt import AdaptConfig, ClassifierAdaptConfig, adapt, find_blocks, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.errors import UserError
 from graftkit.heads import head_modules, load_classifier
@@ -109,6 +109,27 @@ def test_lora_trains_its_matrices_and_the_head(checkpoint, kind):
     assert sum("lora_A" in name for name in names) == 3 * per_block, sorted(names)
 
 
+UNREAD = [
+    ({"strategy": "head", "blocks": 1}, "--adapt.blocks does nothing with --adapt.strategy head, only with last"),
+    ({"rank": 4}, "--adapt.rank does nothing with --adapt.strategy full, only with lora"),
+    ({"strategy": "ia3", "alpha": 8.0}, "--adapt.alpha does nothing with --adapt.strategy ia3"),
+    ({"strategy": "bitfit", "rslora": True}, "--adapt.rslora does nothing with --adapt.strategy bitfit"),
+    ({"dora": True}, "--adapt.dora does nothing with --adapt.strategy full"),
+    ({"strategy": "last", "targets": ["query"]}, "--adapt.targets does nothing .* last, only with lora or ia3"),
+    ({"strategy": "lora", "prompt_tokens": 5}, "--adapt.prompt_tokens does nothing with --adapt.strategy lora"),
+    ({"strategy": "prompt", "merge": True}, "--adapt.merge does nothing .* prompt, only with lora or ia3; leave it"),
+    ({"strategy": "bitfit", "merge": True}, "--adapt.merge does nothing with --adapt.strategy bitfit"),
+]
+
+
+@pytest.mark.parametrize(("settings", "why"), UNREAD)
+def test_a_setting_that_the_strategy_does_not_read_is_refused(settings, why):
+    with pytest.raises(UserError, match=why):
+        AdaptConfig(**settings)
+    with pytest.raises(UserError, match=why):
+        ClassifierAdaptConfig(**settings)
+
+
 def test_lora_takes_the_named_layers_and_lists_those_that_exist(checkpoint):
     adapted = adapt(headed(checkpoint("bert")), AdaptConfig(strategy="lora", targets=["query", "value"]))
     assert "6 layers (query, value)" in adapted.description
@@ -122,7 +143,8 @@ def test_lora_takes_the_named_layers_and_lists_those_that_exist(checkpoint):
 @pytest.mark.parametrize("strategy", ["head", "last", "lora"])
 def test_the_frozen_part_does_not_drop(checkpoint, kind, strategy):
     """The output of the last frozen layer is the same every time; with everything training it is not."""
-    adapted = adapt(headed(checkpoint(kind, dropout=0.3)), AdaptConfig(strategy=strategy, blocks=1))
+    blocks = {"blocks": 1} if strategy == "last" else {}
+    adapted = adapt(headed(checkpoint(kind, dropout=0.3)), AdaptConfig(strategy=strategy, **blocks))
     model = adapted.model
     set_training_mode(model)
     seen = []

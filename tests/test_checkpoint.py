@@ -66,6 +66,41 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoint.read_state(tmp_path / "update-00000005").best_update == 2
 
 
+def test_the_weights_of_every_epoch_are_kept_where_a_soup_is_asked_for(tmp_path):
+    model = network()
+    optimizer, epochs = optimizer_of(model), []
+    assert checkpoint.of_epochs(tmp_path) == []
+    for update in range(1, 8):
+        step(model, optimizer, update)
+        epochs += [update] * (update % 2 == 0)
+        checkpoint.save(tmp_path, model, optimizer, State(update=update, best_update=2, epochs=list(epochs)))
+        if update == 4:
+            fourth = {name: value.clone() for name, value in model.state_dict().items()}
+    paths = checkpoint.of_epochs(tmp_path)
+    assert [path.name for path in paths] == ["update-00000002", "update-00000004", "update-00000006"]
+    assert {file.name for path in paths for file in path.iterdir()} == {checkpoint.WEIGHTS, checkpoint.STATE}
+    assert len(list(tmp_path.iterdir())) == 4  # with the newest, to go on from
+    weights = checkpoint.read_weights(paths[1])
+    assert all(torch.equal(value, fourth[name]) for name, value in weights.items())
+
+
+def test_an_average_is_the_model_and_what_was_stepped_comes_back_for_training(tmp_path):
+    model, other = network(), network(seed=1)
+    optimizer = optimizer_of(model)
+    step(model, optimizer, 0)
+    average = {name: value * 0.5 for name, value in model.state_dict().items() if value.is_floating_point()}
+    average |= {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
+    path = checkpoint.save(tmp_path, model, optimizer, State(update=1, best_update=1), average)
+    found = {name: torch.zeros_like(value) for name, value in average.items()}
+    checkpoint.load_stepped(path, other, found)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert all(torch.equal(value, average[name]) for name, value in found.items())
+    checkpoint.load_weights(path, other)
+    assert torch.equal(other[0].weight, model[0].weight * 0.5)
+    checkpoint.save(tmp_path, model, optimizer, State(update=2, best_update=1), average)
+    assert {file.name for file in path.iterdir()} == {checkpoint.WEIGHTS, checkpoint.STATE}  # the best, for its weights
+
+
 def test_no_file_is_a_pickle(tmp_path):
     model = network()
     optimizer = optimizer_of(model)

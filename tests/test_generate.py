@@ -208,6 +208,7 @@ def test_a_head_that_is_not_new_is_not_trained_alone(writer):
         ("--backbone.quantize", "4bit"),
         ("--backbone.quantize", "4bit", "--adapt.strategy", "lora"),
         ("--backbone.quantize", "4bit", "--adapt.strategy", "lora", "--adapt.merge", "true"),
+        ("--backbone.quantize", "4bit", "--adapt.strategy", "lora", "--adapt.dora", "true"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, writer, prompts, words, monkeypatch):

@@ -332,7 +332,7 @@ def test_a_picture_that_plain_libraries_read_otherwise_is_drawn_anew():
 
 STRATEGIES = {
     "full": (),
-    "head": ("--adapt.strategy", "head"),
+    "head": ("--adapt.strategy", "head", "--adapt.solver", "sgd"),
     "last": ("--adapt.strategy", "last", "--adapt.blocks", 1),
     "lora": ("--adapt.strategy", "lora"),
 }

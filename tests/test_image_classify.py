@@ -51,7 +51,7 @@ RUNS = {
     "test_resnet": (),
     "test_efficientnet": ("--adapt.strategy", "lora"),
     "test_vit": ("--adapt.strategy", "last", "--adapt.blocks", 1, "--image.size", 96),
-    "test_convnext": ("--adapt.strategy", "head"),
+    "test_convnext": ("--adapt.strategy", "head", "--adapt.solver", "sgd"),
     "vit": (),
     "convnext": ("--adapt.strategy", "lora"),
 }

@@ -15,7 +15,7 @@ from test_recipe_contract import TABLES, same_files, stop_after
 from graftkit import cli
 from graftkit.backbone import BackboneConfig, load_model
 from graftkit.errors import Stopped, UserError
-from graftkit.optim import leave_to_head, make_optimizer, set_lr
+from graftkit.optim import leave_waiting, make_optimizer, set_lr, wait_for_head
 from graftkit.report import filled_gaps, masked_language
 from graftkit.report.reading import read_folder
 from graftkit.report.tables import read_baselines, read_predictions
@@ -254,19 +254,20 @@ def test_the_rest_begins_with_a_warm_up_of_its_own():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     optimizer = make_optimizer(model, {"1.weight", "1.bias"}, 1e-2, 1e-1, 0.1)
+    wait_for_head(optimizer, 4)
     start = model[0].weight.detach().clone()
     rates = []
     for update in range(10):
-        factor = set_lr(optimizer, update, 10, 0.2, head_alone=4)
+        factor = set_lr(optimizer, update, 10, 0.2)
         rates.append({group["in_head"]: group["lr"] for group in optimizer.param_groups})
         model(torch.ones(2, 3)).square().sum().backward()
-        if update < 4:
-            leave_to_head(optimizer)
+        leave_waiting(optimizer, update)
         optimizer.step()
         optimizer.zero_grad()
         assert torch.equal(model[0].weight, start) == (update < 4)
         assert factor * 1e-2 == pytest.approx(rates[-1][False])
         assert bool(optimizer.state[model[0].weight]) == (update >= 4)
+    wait_for_head(optimizer, 0)
     plain = [set_lr(optimizer, update, 10, 0.2) for update in range(10)]
     assert [rate[True] for rate in rates] == pytest.approx([0.1 * factor for factor in plain])
     rest = [set_lr(optimizer, update, 6, 0.2) for update in range(6)]

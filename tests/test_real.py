@@ -36,7 +36,7 @@ def test_spam_is_found_after_one_epoch(tmp_path):
 
 CHECKPOINTS = {"mobilenetv2_100.imagenet": 0.967, "mobilenetv1_100.imagenet": 0.971}  # a probe on pooled features
 FULL = ()  # the recipe's own settings
-HEAD = ("--adapt.strategy", "head", "--image.augment", "none")
+HEAD = ("--adapt.strategy", "head", "--adapt.solver", "sgd", "--image.augment", "none")
 
 
 def flowers(folder, checkpoint: str, *words) -> list[float]:

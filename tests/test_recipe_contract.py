@@ -143,6 +143,47 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_stopped(ready
 
 
 @pytest.mark.slow
+def test_a_run_until_dev_leaves_test_unasked_and_goes_on_to_the_same_end(ready, tmp_path, monkeypatch):
+    recipe, words = ready
+    words += ["--train.max_steps", "3", "--train.batch_size", "8", "--train.lr", "1e-3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    metrics = run_recipe(recipe, *words, "--run.out", whole)
+    asked = asked_rows(monkeypatch)
+    found = run_recipe(recipe, *words, "--run.out", parts, "--run.until", "dev")
+    assert asked == ids_of(whole, "dev")
+    assert not list(parts.glob("*test*"))
+    record = json.loads((parts / "run.json").read_text())
+    assert found["dev"]["headline"] == record["dev"]["headline"] == metrics["dev"]["headline"]
+    assert not {"samples", "baselines", "saved", "audit"} & set(record)
+    assert not (parts / "report.html").exists()
+    run_recipe(recipe, *words, "--run.out", parts, "--run.resume")
+    weights = [f"model/{path.name}" for path in (whole / "model").glob("*.safetensors")]
+    same_files(whole, parts, [*weights, *TABLES, "log.jsonl", "metrics.json"])
+    assert "dev" not in json.loads((parts / "run.json").read_text())
+
+
+def asked_rows(monkeypatch) -> set[str]:
+    """The ids of the rows that the model is asked about from now on."""
+    from graftkit import evaluate
+
+    asked, load = set(), evaluate.load_batches
+
+    def load_batches(task, rows, batches, *more):
+        asked.update(row["id"] for row in rows)
+        return load(task, rows, batches, *more)
+
+    monkeypatch.setattr(evaluate, "load_batches", load_batches)
+    return asked
+
+
+def ids_of(folder: Path, split: str) -> set[str]:
+    """The rows of a table of predictions."""
+    from graftkit.report.tables import read_predictions
+
+    return {record["id"] for record in read_predictions(folder, split)[1]}
+
+
+@pytest.mark.slow
 def test_seeds_and_folds_are_told_together(ready, tmp_path):
     recipe, words = ready
     words += ["--train.max_steps", "2", "--train.batch_size", "8"]

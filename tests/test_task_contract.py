@@ -285,7 +285,7 @@ def test_what_is_frozen_stays(made, strategy):
             adapt(made.headed, AdaptConfig(strategy=strategy))
         return
     before = {name: p.detach().clone() for name, p in made.headed.model.named_parameters()}
-    adapted = adapt(made.headed, AdaptConfig(strategy=strategy, blocks=1))
+    adapted = adapt(made.headed, AdaptConfig(strategy=strategy, **({"blocks": 1} if strategy == "last" else {})))
     optimizer = make_optimizer(adapted.model, adapted.head, 1e-2, 1e-2, 0.1)
     set_training_mode(adapted.model)
     for _ in range(3):

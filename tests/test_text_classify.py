@@ -57,7 +57,7 @@ def long_data(data, tmp_path):
     [
         ("bert", ()),
         ("gpt2", ("--adapt.strategy", "last", "--adapt.blocks", "1")),
-        ("llama", ("--adapt.strategy", "head")),
+        ("llama", ("--adapt.strategy", "head", "--adapt.solver", "sgd")),
         ("roberta", ("--adapt.strategy", "lora", "--adapt.merge", "true")),
     ],
 )

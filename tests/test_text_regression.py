@@ -228,7 +228,10 @@ def test_the_report_can_be_made_again(made):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("gpt2", ("--adapt.strategy", "lora", "--run.headline", "rmse")), ("roberta", ("--adapt.strategy", "head"))],
+    [
+        ("gpt2", ("--adapt.strategy", "lora", "--run.headline", "rmse")),
+        ("roberta", ("--adapt.strategy", "head", "--adapt.solver", "sgd")),
+    ],
 )
 def test_each_way_to_adapt_ends_in_a_folder_that_plain_libraries_read(tmp_path, checkpoint, prices, kind, words):
     out, metrics = train(tmp_path / "run", checkpoint(kind), prices, *words)

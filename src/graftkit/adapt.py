@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftkit.adapters import add_ia3, add_lora, add_prompt
+from graftkit.blocks import find_blocks
 from graftkit.config import AtLeastOne, Positive
 from graftkit.errors import UserError
 from graftkit.heads import Headed, head_modules
@@ -19,24 +20,99 @@ if TYPE_CHECKING:
 class AdaptConfig:
     """What may change?"""
 
-    strategy: Literal["full", "head", "last", "lora"] = "full"
-    """what trains: everything, the head, the last blocks and the head, or LoRA and the head"""
+    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "prompt"] = "full"
+    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
+    and norms (bitfit), or a prompt before each text"""
     blocks: AtLeastOne = 2
     """how many of the last blocks train with strategy last"""
     rank: AtLeastOne = 8
     """rank of LoRA's matrices"""
     alpha: Positive = 16.0
     """scale of LoRA's update, divided by the rank"""
+    rslora: bool = False
+    """divide the scale of LoRA's update by the root of the rank instead, so that high ranks learn as fast (rsLoRA)"""
+    dora: bool = False
+    """let LoRA learn the lengths of the weights apart from their directions (DoRA)"""
     targets: list[str] | None = None
-    """names of the layers that LoRA adapts, such as query,value; by default all linear layers of the blocks"""
+    """names of the layers that LoRA or IA3 adapts, such as query,value; by default all linear layers of the blocks for
+    LoRA, and those of keys, values and feed-forward units for IA3"""
+    prompt_tokens: AtLeastOne = 20
+    """length of the prompt with strategy prompt; the model reads so many tokens less of a text"""
     merge: bool = False
-    """save a LoRA run as a plain model, its update added to the weights, and the adapter beside it (pictures and
+    """save a LoRA or IA3 run as a plain model, its update added to the weights, and the adapter beside it (pictures and
     backbones always)"""
+    explain: bool = False
+    """print which weights train, from when and at which rate, as a table, and stop"""
+
+    def __post_init__(self) -> None:
+        for name, strategies in ONLY_WITH.items():
+            if self.strategy not in strategies and getattr(self, name) != getattr(AdaptConfig, name):
+                raise UserError(
+                    f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with "
+                    f"{' or '.join(strategies)}; leave it out"
+                )
+
+    @property
+    def places(self) -> int:
+        """How many places of the model the prompt takes from the text."""
+        return self.prompt_tokens if self.strategy == "prompt" else 0
+
+
+ONLY_WITH = {
+    "blocks": ("last",),
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "rslora": ("lora",),
+    "dora": ("lora",),
+    "targets": ("lora", "ia3"),
+    "prompt_tokens": ("prompt",),
+    "merge": ("lora", "ia3"),
+}
+"""The strategies that read a setting, where not all do."""
 
 
 @dataclass(frozen=True)
 class ClassifierAdaptConfig(AdaptConfig):
     """What may change?"""
+
+    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "prompt", "lp_ft"] = "full"
+    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
+    and norms (bitfit), or a prompt before each text; lp_ft computes the best head first, then everything trains"""
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    """with strategy head, compute the best last layer at once (lbfgs), or train the head as all else is (sgd)"""
+    cache: Literal["auto", "off"] = "auto"
+    """with head or last, compute once what the frozen part says of each row, and keep it in the cache folder; auto
+    does so where rows look the same in every epoch and the files fit into cache_gb"""
+    cache_gb: Positive = 10.0
+    """most GB (10^9 bytes) that is kept in the cache folder; what was not used for the longest time goes first"""
+    views: AtLeastOne | None = None
+    """with augmented pictures, how many views of each are kept; epochs see them in turn"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "sgd" and self.strategy != "head":
+            why = (
+                "it solves the head first"
+                if self.strategy == "lp_ft"
+                else "nothing is solved, and everything trains so"
+            )
+            raise UserError(
+                f"--adapt.solver sgd does nothing with --adapt.strategy {self.strategy}: {why}; leave it out"
+            )
+        for name in ("cache_gb", "views"):
+            if getattr(self, name) == getattr(ClassifierAdaptConfig, name):
+                continue
+            if self.strategy not in (*CACHED, "lp_ft"):
+                raise UserError(
+                    f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with "
+                    f"{' or '.join(CACHED)}: nothing else says the same in every epoch; leave it out"
+                )
+            if self.cache == "off":
+                raise UserError(f"--adapt.{name} does nothing with --adapt.cache off; leave one of them out")
+
+
+CACHED = ("head", "last")
+"""The strategies that leave a part of the model as it is, whose activations can be kept."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +141,13 @@ class Adapted:
         }
 
 
+def solves(config: AdaptConfig) -> bool:
+    """Whether the head is computed (`solve`), at least before all else trains."""
+    if not isinstance(config, ClassifierAdaptConfig):
+        return False
+    return config.strategy == "lp_ft" or (config.strategy == "head" and config.solver == "lbfgs")
+
+
 def adapt(headed: Headed, config: AdaptConfig) -> Adapted:
     """Let the chosen part of the model train, and freeze the rest."""
     return STRATEGIES[config.strategy](headed, config)
@@ -74,16 +157,25 @@ def _full(headed: Headed, config: AdaptConfig) -> Adapted:
     return Adapted(headed.model, headed.head, "everything trains")
 
 
-def _head(headed: Headed, config: AdaptConfig) -> Adapted:
+def _lp_ft(headed: Headed, config: AdaptConfig) -> Adapted:
+    _check_head(headed, config)
+    return Adapted(headed.model, headed.head, "the head is computed, then everything trains")
+
+
+def _check_head(headed: Headed, config: AdaptConfig) -> None:
     if not headed.head:
         raise UserError(
-            f"--adapt.strategy head: {type(headed.model).__name__} brings its head with it, or shares it with its "
-            "embeddings, so there is no new one to train; choose last, lora or full"
+            f"--adapt.strategy {config.strategy}: {type(headed.model).__name__} brings its head with it, or shares it "
+            "with its embeddings, so there is no new one to train; choose last, lora or full"
         )
+
+
+def _head(headed: Headed, config: AdaptConfig) -> Adapted:
+    _check_head(headed, config)
     for name, parameter in headed.model.named_parameters():
         parameter.requires_grad = name in headed.head
     names = ", ".join(head_modules(headed.model, headed.head))
-    return Adapted(headed.model, headed.head, f"the head trains ({names})")
+    return Adapted(headed.model, headed.head, f"the head {'is computed' if solves(config) else 'trains'} ({names})")
 
 
 def _last(headed: Headed, config: AdaptConfig) -> Adapted:
@@ -97,27 +189,35 @@ def _last(headed: Headed, config: AdaptConfig) -> Adapted:
     return Adapted(headed.model, headed.head, description)
 
 
-def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
-    """LoRA (Hu et al. 2022) through PEFT; the head trains, and is saved, whole."""
-    from peft import LoraConfig, get_peft_model
+def _bitfit(headed: Headed, config: AdaptConfig) -> Adapted:
+    """Biases (Ben Zaken et al. 2022), and the norms whole, as others found it pays; the plain model is saved.
 
-    matched, skipped = _lora_targets(headed.model, headed.head, config.targets)
-    settings = LoraConfig(
-        task_type=headed.peft_task,
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules="|".join(re.escape(name) for name in matched),
-        modules_to_save=head_modules(headed.model, headed.head) or None,
-        trainable_token_indices=headed.new_tokens or None,
-    )
-    commit = getattr(getattr(headed.model, "config", None), "_commit_hash", None)  # of the base, for the adapter
-    adapted = get_peft_model(headed.model, settings, revision=commit)
-    saved = {name for name, p in adapted.named_parameters() if p.requires_grad and ".modules_to_save." in name}
-    kinds = sorted({name.rpartition(".")[2] for name in matched})
-    left = f", not on {len(skipped)} that PEFT cannot merge ({_some(skipped)})" if skipped else ""
-    with_head = ", and the head" if headed.head else ""
-    description = f"LoRA of rank {config.rank} on {len(matched)} layers ({_some(kinds)}){left}{with_head}"
-    return Adapted(adapted, saved, description)
+    A norm is a module named so by its class all of whose parameters are vectors. Batch norms count their statistics
+    anew, as with everything training (Frankle et al. 2021).
+    """
+    norms = _norms(headed.model)
+    others = [(name, p) for name, p in headed.model.named_parameters() if name not in headed.head | norms]
+    biases = {name for name, p in others if name.rpartition(".")[2].endswith("bias") and p.ndim == 1}
+    if not biases | norms:
+        raise UserError(f"--adapt.strategy bitfit: {type(headed.model).__name__} has neither biases nor norms")
+    for name, parameter in headed.model.named_parameters():
+        parameter.requires_grad = name in biases | norms | headed.head
+    counted = f"{len(biases)} biases and the norms train" if biases else "the norms train (there are no biases)"
+    return Adapted(headed.model, headed.head, counted + (", with the head" if headed.head else ""))
+
+
+def _norms(model: nn.Module) -> set[str]:
+    """Names of the parameters of norms."""
+    found = set()
+    for path, module in model.named_modules():
+        if "norm" in type(module).__name__.lower() and all(p.ndim == 1 for p in module.parameters()):
+            found |= {f"{path}.{name}" for name, _ in module.named_parameters()}
+    return found
+
+
+def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
+    how = {"rank": config.rank, "alpha": config.alpha, "rslora": config.rslora, "dora": config.dora}
+    return Adapted(*add_lora(headed, **how, targets=config.targets))
 
 
 STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
@@ -125,116 +225,11 @@ STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
     "head": _head,
     "last": _last,
     "lora": _lora,
+    "ia3": lambda headed, config: Adapted(*add_ia3(headed, targets=config.targets)),
+    "bitfit": _bitfit,
+    "lp_ft": _lp_ft,
+    "prompt": lambda headed, config: Adapted(*add_prompt(headed, tokens=config.prompt_tokens)),
 }
-
-
-def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
-    """What the model's blocks are called, how many there are, and the depth of each parameter by name.
-
-    Depth 0 is what feeds the blocks, 1 the first block, and one more than there are blocks what follows the last one.
-    timm's models say so themselves (`group_matcher`); in others the blocks are the list of modules that holds most
-    parameters; of a network with an encoder and a decoder those of the decoder, which the encoder feeds. Raises
-    UserError where there is none.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    if hasattr(model, "group_matcher"):
-        return _blocks_by_matcher(model)
-    from torch import nn
-
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    writes = _has_decoder(model)
-    if writes:  # the blocks of its decoder come last, also where the encoder has more of them
-        inside = {id(module) for module in model.get_decoder().modules()}
-        lists = [(name, module) for name, module in lists if id(module) in inside]
-    if not lists:
-        raise UserError(f"{type(model).__name__} has no list of blocks; choose --adapt.strategy full or head")
-    path, blocks = max(lists, key=lambda entry: sum(parameter.numel() for parameter in entry[1].parameters()))
-    count, parent = len(blocks), path.rpartition(".")[0]
-    beside = f"{parent}." if parent != model.base_model_prefix else None  # an encoder's own, such as positions
-    depths, reached = {}, False  # parameters are in the order of the network
-    for name in names:
-        if name.startswith(f"{path}."):
-            depths[name], reached = int(name[len(path) + 1 :].partition(".")[0]) + 1, True
-        else:
-            feeds = not reached or (beside is not None and name.startswith(beside))
-            if writes:  # the decoder's last norm stands in it, and is named after no embedding
-                feeds = not reached or "embed" in name
-            depths[name] = 0 if feeds else count + 1
-    return path, count, depths
-
-
-def _has_decoder(model: nn.Module) -> bool:
-    """Whether the network reads one text with an encoder and writes another with a decoder."""
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-
-
-def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
-    """timm's own groups: the first is the stem, the last what no group knows, which is the head and what is near it."""
-    from timm.models import group_parameters
-
-    groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
-    count = max(groups.values()) - 1
-    if count < 1:
-        raise UserError(f"{type(model).__name__} has no blocks that timm knows; choose --adapt.strategy full or head")
-    return type(model).__name__, count, groups
-
-
-def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) -> tuple[list[str], list[str]]:
-    """Names of the layers to adapt, outside the head, and of those that are skipped since PEFT cannot merge them.
-
-    By default all layers of the blocks are adapted, those of an encoder too.
-    Raises UserError where a wanted name matches none, or one of those.
-    """
-    layers, grouped = _layers(model, head)
-    if wanted is None:
-        _, count, depths = find_blocks(model)
-
-        def in_blocks(names: list[str]) -> list[str]:
-            return [name for name in names if 1 <= depths[f"{name}.weight"] <= count or _in_encoder(model, name)]
-
-        return in_blocks(layers), in_blocks(grouped)
-    unmatched = [w for w in wanted if not any(_ends_with(name, w) for name in layers)]
-    if unmatched:
-        known = sorted({name.rpartition(".")[2] for name in layers})
-        refused = [w for w in unmatched if any(_ends_with(name, w) for name in grouped)]
-        why = "a kind of layer that PEFT cannot merge (in groups, or standardised)" if refused else "no such layer"
-        raise UserError(f"--adapt.targets {','.join(refused or unmatched)}: {why}; this model has {', '.join(known)}")
-    chosen, left = ([n for n in names if any(_ends_with(n, w) for w in wanted)] for names in (layers, grouped))
-    return chosen, left
-
-
-def _in_encoder(model: nn.Module, name: str) -> bool:
-    """Whether a layer stands in a block of the encoder of a network that has a decoder, too: blocks have numbers."""
-    return _has_decoder(model) and bool(re.search(r"(^|\.)encoder\..*\.\d+\.", f"{name}."))
-
-
-def _layers(model: nn.Module, head: set[str]) -> tuple[list[str], list[str]]:
-    """Names of the linear layers and convolutions outside the head: those that LoRA can adapt, and those it cannot.
-
-    PEFT cannot merge into convolutions in groups, and would merge wrongly into kinds that change their weight before
-    they use it, such as weight standardisation. A layer that shares its weight with the embeddings is neither.
-    """
-    from timm.layers import Conv2dSame
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    found: tuple[list[str], list[str]] = ([], [])
-    own = {name for name, _ in model.named_parameters()} - head  # each weight by its first name alone
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d) and f"{name}.weight" in own:
-            plain = type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear, Conv1D, nn.Conv2d)
-            plain |= type(module).__name__ == "Linear4bit"  # of bitsandbytes, for QLoRA
-            can = (plain or isinstance(module, Conv2dSame)) and getattr(module, "groups", 1) == 1
-            found[not can].append(name)
-    return found
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-def _ends_with(name: str, wanted: str) -> bool:
-    return name == wanted or name.endswith(f".{wanted}")
 
 
 def set_training_mode(model: nn.Module) -> None:

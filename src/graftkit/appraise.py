@@ -99,7 +99,7 @@ class FolderConfig:
     """delete an earlier run in --run.out first"""
 
     # what `open_run` asks besides, and nobody can choose here
-    seed, precision, resume, dry_run, trackers = 0, "fp32", False, False, None
+    seed, precision, resume, dry_run, trackers, until = 0, "fp32", False, False, None, "test"
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,25 @@ def updates_per_epoch(rows: int, rows_per_update: int) -> int:
 
 
 def epoch_updates(
-    rows: int, lengths: np.ndarray | None, rows_per_update: int, seed: int, epoch: int
+    rows: int,
+    lengths: np.ndarray | None,
+    rows_per_update: int,
+    seed: int,
+    epoch: int,
+    chances: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The rows of each update of an epoch: every row once, rows of like length together, in random order.
 
     Rows are shuffled, cut into pools, sorted by length within a pool, cut into updates, and the updates are shuffled.
     Updates differ by at most one row in size, so that no small one is left over at the end.
+
+    With `chances`, (rows,), that sum to 1, as many rows are drawn by these, with repeats, in place of every row once;
+    a row that is drawn again goes by a number of its own: see `number_repeats`.
     """
     import numpy as np
 
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(rows)
+    order = rng.permutation(rows) if chances is None else number_repeats(rng.choice(rows, rows, p=chances), rows)
     count = updates_per_epoch(rows, rows_per_update)
     bounds = np.linspace(0, rows, count + 1).round().astype(int)
     updates: list[np.ndarray] = []
@@ -41,9 +49,23 @@ def epoch_updates(
         cuts = bounds[first : first + POOL + 1]
         pool = order[cuts[0] : cuts[-1]]
         if lengths is not None:
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            pool = pool[np.argsort(lengths[pool % rows], kind="stable")]
         updates += np.split(pool, cuts[1:-1] - cuts[0])
     return [updates[i] for i in rng.permutation(count)]
+
+
+def number_repeats(drawn: np.ndarray, rows: int) -> np.ndarray:
+    """Row + rows x how often it was drawn before, of rows that were drawn one after the other, (draws,) each.
+
+    So that chance, such as what is cut out of a picture, is another each time.
+    """
+    import numpy as np
+
+    together = np.argsort(drawn, kind="stable")
+    first = np.searchsorted(drawn[together], drawn[together])  # where the draws of a row begin
+    before = np.empty_like(drawn)
+    before[together] = np.arange(len(drawn)) - first
+    return drawn + rows * before
 
 
 def shares(update: np.ndarray, process: int, processes: int, accumulate: int) -> list[np.ndarray]:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def ask_before(run: Run, task: Task, headed: Headed, splits: Splits, lengths: Lengths) -> list[Record] | None:
-    """What the untrained model says of test, to see what training brings; None in a dry run, or with a new head.
+    """What the untrained model says of test, to see what training brings; None with a new head, or without test.
 
     It is asked anew in a run that is resumed: the checkpoint is as it came until the training state is loaded.
     """
-    if run.settings.dry_run or headed.head:
+    if run.settings.dry_run or run.settings.until == "dev" or headed.head:
         return None
     with run.phase("before"):
         headed.model.to(run.accelerator.device)

@@ -2,6 +2,7 @@
 
 A checkpoint is a folder `checkpoints/update-00000120` with the trained weights, the optimizer's state and a few
 numbers, as safetensors and JSON. There is no random state to keep: order and dropout follow from (seed, epoch, update).
+Where an average of the weights is the model, that stands in place of the weights, and these beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+STEPPED = "stepped.safetensors"  # the weights that training goes on from, where those in WEIGHTS are their average
 
 
 @dataclass
@@ -34,25 +36,32 @@ class State:
     best_update: int = 0  # after which update the best score on dev was seen
     best_score: float | None = None
     without_gain: int = 0  # evaluations since
+    epochs: list[int] = field(default_factory=list)  # updates that ended one, whose weights are all kept, for a soup
     log_size: int = 0  # bytes of log.jsonl
     processes: int = 1
     origin: dict[str, Any] = field(default_factory=dict)  # hashes of the rows, and the precision
     scaler: dict[str, Any] | None = None  # of the loss, in fp16
 
 
-def save(folder: Path, model: nn.Module, optimizer: Optimizer, state: State) -> Path:
-    """Write a checkpoint aside, sync it, rename it; then drop all but the newest and the best.
+def save(
+    folder: Path, model: nn.Module, optimizer: Optimizer, state: State, average: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write a checkpoint aside, sync it, rename it; then drop all but the newest, the best and those of `state.epochs`.
 
-    Raises UserError where the disk is full; nothing saved before is lost.
+    `average`: of the model's trained weights, by name, where that is what is kept as the model. Raises UserError where
+    the disk is full; nothing saved before is lost.
     """
     from safetensors.torch import save_file
 
-    final = folder / f"update-{state.update:08d}"
+    weights = trained_weights(model)
+    files = {WEIGHTS: average, STEPPED: weights} if average else {WEIGHTS: weights}
+    files[OPTIMIZER] = _optimizer_tensors(optimizer)
+    final = _at(folder, state.update)
     with explain_disk(folder), aside_then_renamed(final) as aside:
-        save_file({name: value.contiguous() for name, value in _trained(model).items()}, aside / WEIGHTS)
-        save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER)
+        for name, tensors in files.items():
+            save_file({key: value.contiguous() for key, value in tensors.items()}, aside / name)
         (aside / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    _prune(folder, final, state.best_update)
+    _prune(folder, final, {state.best_update, *state.epochs})
     return final
 
 
@@ -92,11 +101,33 @@ def read_state(path: Path) -> State:
     return State(**json.loads((path / STATE).read_text(encoding="utf-8")))
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into the model that they were saved from."""
+def of_epochs(folder: Path) -> list[Path]:
+    """The checkpoints after each epoch, in order, of a run that kept their weights; none where it did not."""
+    path = newest(folder)
+    return [] if path is None else [_at(folder, update) for update in read_state(path).epochs]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of the model at a checkpoint, by name, on the CPU: what training changed, or the average of that."""
     from safetensors.torch import load_file
 
-    _copy_into(_trained(model), load_file(path / WEIGHTS, device="cpu"), path)
+    return load_file(path / WEIGHTS, device="cpu")
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into the model that they were saved from."""
+    _copy_into(trained_weights(model), read_weights(path), path)
+
+
+def load_stepped(path: Path, model: nn.Module, average: Mapping[str, Tensor]) -> None:
+    """Likewise the weights that training goes on from, and their average where there is one."""
+    from safetensors.torch import load_file
+
+    if not average:
+        load_weights(path, model)
+        return
+    _copy_into(trained_weights(model), load_file(path / STEPPED, device="cpu"), path)
+    _copy_into(average, read_weights(path), path)
 
 
 def load_optimizer(path: Path, optimizer: Optimizer) -> None:
@@ -118,10 +149,14 @@ def load_optimizer(path: Path, optimizer: Optimizer) -> None:
 
 def best(folder: Path, state: State) -> Path:
     """The checkpoint with the best score on dev."""
-    return folder / f"update-{state.best_update:08d}"
+    return _at(folder, state.best_update)
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
+def _at(folder: Path, update: int) -> Path:
+    return folder / f"update-{update:08d}"
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters that train, and buffers that are part of the model's state."""
     keys = model.state_dict().keys()
     values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -129,7 +164,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     return values
 
 
-def _copy_into(wanted: dict[str, Tensor], saved: dict[str, Tensor], path: Path) -> None:
+def _copy_into(wanted: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
     if wanted.keys() != saved.keys():
         odd = sorted(wanted.keys() ^ saved.keys())[:3]
         raise UserError(f"{path}: not a checkpoint of this model ({', '.join(odd)} on one side only)")
@@ -152,12 +187,15 @@ def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _prune(folder: Path, final: Path, best_update: int) -> None:
+def _prune(folder: Path, final: Path, kept: set[int]) -> None:
+    """Drop all checkpoints but `final`, and all but the weights of those after the updates that are kept."""
+    of_weights = {_at(folder, update) for update in kept}
     for path in folder.iterdir():
         if path == final:
             continue
-        if path.name == f"update-{best_update:08d}":
-            (path / OPTIMIZER).unlink(missing_ok=True)  # the best is kept for its weights
+        if path in of_weights:
+            for name in (OPTIMIZER, STEPPED):
+                (path / name).unlink(missing_ok=True)
         else:
             shutil.rmtree(path)
 

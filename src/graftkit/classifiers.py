@@ -331,6 +331,7 @@ def _load_adapter(found: Found, auto_class: str) -> tuple[nn.Module, PreTrainedT
     named = {"num_labels": len(names), "id2label": names, "label2id": {label: i for i, label in names.items()}}
     how = named if names else {}
     model, lacking = _from_transformers(found.name, base, auto_class, ignore_mismatched_sizes=True, **how)
+    held |= {name.replace("base_model.", "base_model.model.", 1) for name in held}  # beside a prompt, PEFT says less
     _refuse_chance(found.name, {name for name in lacking if f"base_model.model.{name}" not in held})
     tokenizer = _tokenizer(found, found.folder if (found.folder / "tokenizer_config.json").exists() else base)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:  # the adapter brings the new rows
@@ -369,7 +370,8 @@ def _tokenizer(found: Found, folder: Path) -> PreTrainedTokenizerBase:
 
 def _ready(found: Found, tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> PreTrainedTokenizerBase:
     """The tokenizer, that cuts to what the model reads; both pad with the same token, by which GPT-style ones go."""
-    tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model.config))
+    places = found.settings.get("num_virtual_tokens") or 0  # of a prompt
+    tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model.config) - places)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise UserError(f"{found.name}: its tokenizer has no padding token; set pad_token in tokenizer_config.json")
     if tokenizer.pad_token is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from graftkit import __version__
-from graftkit.errors import UserError
+from graftkit.errors import Stopped, UserError
 
 FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet", "conll")  # those of data.stream, which is slow to import
 COLUMNS = {
@@ -79,6 +80,27 @@ Make a run's probabilities ones that can be believed: a new run with one tempera
 
 Runs of the recipes are calibrated unless they were given --report.calibrate false. Which class a row gets stays as it
 is. The data are not needed."""
+SOUP = """\
+Average the weights of several runs that began as the same network: one model, no larger and no slower than each.
+
+    graft soup runs/reviews
+    graft soup runs/reviews-a runs/reviews-b runs/reviews-c --kind uniform
+
+RUN is the folder of a run, or of a run of several seeds, of a classifier of texts or pictures. A greedy soup (Wortsman
+et al. 2022) begins with the run that is best on dev, and takes in another where the average is no worse; the new run
+has model, tables and report, and test is asked once. Runs of several seeds drew different heads, whose average is
+poor: then a greedy soup keeps one of them, and says so. Runs with --adapt.strategy lp_ft begin with the same head."""
+SEARCH = """\
+Look for the best settings of a recipe: trials with settings of their own, compared on dev, the best then on test.
+
+    graft search recipes/text_classify.py --vary train.lr=1e-5..1e-3 --vary train.epochs=1..5
+    graft search recipes/text_classify.py --vary adapt.strategy=full,lora,last --trials 30 --data.path reviews.csv
+
+--vary takes low..high for numbers (by their logarithm, where high is 10 times low or more), or values with commas
+between them. All other settings, --section.field value, are those of every trial. Optuna draws settings by what earlier
+trials scored, and a trial whose dev score falls behind is stopped. Each is a run in OUT/trial-000 ...; only the best
+keeps its weights. Stopped, the same command goes on; --trials and --time may then be others. Once per trial a process
+starts, so on several GPUs each trial has one."""
 COMPARE = """\
 Say whether a run is better than another on the same test rows, or whether that cannot be told, as Markdown.
 
@@ -92,6 +114,16 @@ Rows are matched by id, content and label; rows that differ are an error. The sc
 The exit code is 0, or 2 after an error. With --fail-if-worse-than X it is 1 where a run is shown to be worse than the
 reference (p at most 0.05) and the one-sided 95% bound of the difference says by more than X. So a loss that the rows
 cannot show passes; the text then says how large it may be."""
+
+BAKEOFF = """\
+Say which way of adapting is best here, for that much time: the arms compete, and the better half goes on each round.
+
+    graft bakeoff recipes/text_classify.py --budget 10m --arms head,lp_ft,last,lora,full --data.path reviews.csv
+    graft bakeoff recipes/text_classify.py --budget 1h --arms head,lora:adapt.rank=16:train.lr=3e-4,full
+
+An arm is a strategy of the recipe (--adapt.strategy), with settings of its own after colons; all other settings are for
+every arm. Each run has a process of its own, and ends at dev; the finalists, two at most, run with several seeds. Test
+is asked of the recommended arm alone, at the end. The same command with the same --out goes on where it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         _say(f"error: {error}", everywhere=error.everywhere)
         return 2
+    except Stopped as stopped:
+        _say(str(stopped))
+        return stopped.code
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -269,6 +304,73 @@ def calibrate(words: Sequence[str]) -> None:
     print(f"{metrics_text(metrics)}\n\nreport: {out / 'report.html'}")
 
 
+def soup(words: Sequence[str]) -> None:
+    """`graft soup RUN [RUN ...]`."""
+    parser = _parser("soup", SOUP)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or of a run of several seeds")
+    parser.add_argument("--kind", choices=("greedy", "uniform"), default="greedy", help="of a choice on dev, or of all")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the new run, by default the first RUN-soup")
+    parser.add_argument("--data.path", dest="path", metavar="DATA", help="the data, where the run would not find them")
+    arguments = parser.parse_args(words)
+    from graftkit.blend import blend, find_runs
+    from graftkit.hub.rows import content, rows_of
+    from graftkit.report import metrics_text
+    from graftkit.report.reading import SPLITS
+
+    named = Path(arguments.runs[0])
+    out = Path(arguments.out or named.with_name(f"{named.resolve().name}-soup"))
+    readings = find_runs(arguments.runs)
+    first = readings[0]
+    rows = rows_of(first.folder, first.run, SPLITS, arguments.path)
+    for row in (row for some in rows.values() for row in some):
+        content(first.run, row)
+    metrics = blend(readings, rows, arguments.kind, out, shlex.join(["graft", "soup", *words]))
+    print(f"{metrics_text(metrics)}\n\nreport: {out / 'report.html'}")
+
+
+def search(words: Sequence[str]) -> None:
+    """`graft search RECIPE --vary section.field=low..high ... [--section.field value ...]`."""
+    parser = _parser("search", SEARCH)
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="file of a recipe: recipes/text_classify.py")
+    parser.add_argument("--vary", metavar="NAME=VALUES", action="append", required=True, help="once for each setting")
+    parser.add_argument("--trials", metavar="N", type=_count, default=20, help="at most so many; by default 20")
+    parser.add_argument("--time", metavar="TIME", help="begin no trial after so long, such as 90s, 30m or 1h30m")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what is drawn; by default 0")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of all trials, by default runs/search-RECIPE")
+    own, flags = _part(words)
+    arguments = parser.parse_args(own)
+    from graftkit.bakeoff.arms import parse_budget
+    from graftkit.search import search as search_settings
+
+    search_settings(
+        arguments.recipe,
+        arguments.vary,
+        flags,
+        trials=arguments.trials,
+        seconds=None if arguments.time is None else parse_budget(arguments.time, "--time"),
+        seed=arguments.seed,
+        out=Path(arguments.out or f"runs/search-{arguments.recipe.stem}"),
+    )
+
+
+def _part(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words that are the command's own, and those that are settings of a recipe: --config, and --section.field."""
+    parts: tuple[list[str], list[str]] = ([], [])
+    ours = True
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            ours = not (name == "--config" or "." in name)
+        parts[not ours].append(word)
+    return parts
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is no whole number from 1 up")
+    return int(word)
+
+
 def compare(words: Sequence[str]) -> int:
     """`graft compare RUN_A RUN_B ...`; returns the exit code."""
     from graftkit.compare import compare as compare_runs
@@ -284,6 +386,20 @@ def compare(words: Sequence[str]) -> int:
     )
     parser.add_argument("--output", metavar="FILE", help="Markdown file to write besides")
     return compare_runs(**vars(parser.parse_args(words)))
+
+
+def bakeoff(words: Sequence[str]) -> None:
+    """`graft bakeoff RECIPE --budget TIME --arms ARMS [--section.field value ...]`."""
+    parser = _parser("bakeoff", BAKEOFF)
+    parser.add_argument("recipe", metavar="RECIPE", help="the recipe, such as recipes/text_classify.py")
+    parser.add_argument("--budget", metavar="TIME", required=True, help="for all of it, such as 90s, 10m or 1h")
+    parser.add_argument("--arms", metavar="ARMS", required=True, help="with commas between them")
+    parser.add_argument("--seeds", metavar="COUNT", type=int, default=3, help="of the finalists, by default 3")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of all runs, by default runs/bakeoff-<recipe>-<time>")
+    arguments, flags = parser.parse_known_args(words)
+    from graftkit.bakeoff import bakeoff as compete
+
+    compete(**vars(arguments), flags=flags)
 
 
 def _loss(word: str) -> float:
@@ -308,6 +424,9 @@ COMMANDS = {
     "pull": (pull, "bring a pushed run back"),
     "report": (report, "make a run's report again from its tables"),
     "calibrate": (calibrate, "make a run's probabilities ones that can be believed"),
+    "soup": (soup, "average the weights of several runs into one model"),
+    "search": (search, "look for the best settings of a recipe"),
     "compare": (compare, "say whether a run is better than another, or cannot be told to be"),
+    "bakeoff": (bakeoff, "say which way of adapting is best here, for that much time"),
 }
 """What each command runs, with the words after it, and what it is for."""

@@ -36,6 +36,7 @@ NotNegativeInt = Annotated[int, Range("a whole number from 0 up", lambda number:
 NotNegative = Annotated[float, Range("a number from 0 up", lambda number: 0 <= number < inf)]
 Positive = Annotated[float, Range("a number above 0", lambda number: 0 < number < inf)]
 Fraction = Annotated[float, Range("a number from 0 to 1", lambda number: 0 <= number <= 1)]
+NotZero = Annotated[float, Range("a number above 0 and at most 1", lambda number: 0 < number <= 1)]
 Share = Annotated[float, Range("a number between 0 and 1", lambda number: 0 < number < 1)]
 
 WORDS = {

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
 
 def predict_rows(
-    accelerator: Accelerator, task: Task, model: nn.Module, rows: Sequence[Row], lengths: np.ndarray | None
+    accelerator: Accelerator,
+    task: Task,
+    model: nn.Module,
+    rows: Sequence[Row],
+    lengths: np.ndarray | None,
+    chance: tuple[int, int] | None = None,
 ) -> list[Record]:
     """One record per row, once, in the order of the rows, on every process.
 
     Batches depend on the split alone and are dealt whole to processes, so that the same weights give the same numbers,
-    bit for bit, for any number of processes (with the same threads each) and any batch size in training.
+    bit for bit, for any number of processes (with the same threads each) and any batch size in training. With `chance`,
+    (seed, epoch), rows look as they do in that epoch of training.
     """
     import torch
     from accelerate.utils import broadcast, gather_object
@@ -36,8 +42,8 @@ def predict_rows(
         for buffer in plain.buffers():  # batch norm's statistics: each process has seen its own rows
             broadcast(buffer)
     found: list[tuple[int, Record]] = []
-    with torch.no_grad(), _full_precision():
-        for indices, batch in zip(mine, load_batches(task, rows, mine, None), strict=True):
+    with torch.no_grad(), full_precision():
+        for indices, batch in zip(mine, load_batches(task, rows, mine, chance), strict=True):
             with explain_memory(indices, lengths, len(indices), training=False):
                 records = task.predict(plain, batch.to(accelerator.device))
             found += zip((int(i) for i in indices), records, strict=True)
@@ -46,7 +52,7 @@ def predict_rows(
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """No TF32 in convolutions, which a GPU uses by default: numbers must be those of another machine."""
     import torch
 

@@ -20,9 +20,23 @@ UNLABELLED = {"AutoModelForQuestionAnswering": {"num_labels": 2}}  # start and e
 HUB_ID = "NAMESPACE/NAME"  # of a repository, in what a run keeps for the day that it has one
 
 
-def is_adapter(model: nn.Module) -> bool:
-    """Whether PEFT is around the model."""
+def can_merge(model: nn.Module) -> bool:
+    """Whether PEFT is around the model, with an update that can be added to its weights: a prompt cannot."""
     return hasattr(model, "merge_and_unload")
+
+
+def merge_weights(model: nn.Module) -> nn.Module:
+    """The plain model, with the adapter's update added to its weights; what was there before is used up.
+
+    PEFT 0.21 cannot merge IA3 beside a head of several layers (RoBERTa's), so the head is put in its place first.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    wrapped = [(path, module) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for path, module in wrapped:
+        place, _, name = path.rpartition(".")
+        setattr(model.get_submodule(place), name, module.modules_to_save[module.active_adapters[0]])
+    return model.merge_and_unload()
 
 
 def save_model(
@@ -112,9 +126,14 @@ def check_saved(trained: nn.Module, saved: nn.Module) -> None:
 
 
 def merge_saved(source: Path, place: Path) -> None:
-    """Write a saved adapter of a text classifier as a plain model: its update added to the weights of its base."""
+    """Write a saved adapter of a text classifier as a plain model: its update added to the weights of its base.
+
+    UserError where it is a prompt.
+    """
     from transformers import AutoTokenizer
 
     labels = list(adapter_settings(source)["id2label"].values())
-    model = load_saved(source, "AutoModelForSequenceClassification").merge_and_unload()
-    save_model(place, model, AutoTokenizer.from_pretrained(source), labels)
+    model = load_saved(source, "AutoModelForSequenceClassification")
+    if not can_merge(model):
+        raise UserError("--hub.merge: a prompt cannot be added to the weights; leave it out")
+    save_model(place, merge_weights(model), AutoTokenizer.from_pretrained(source), labels)

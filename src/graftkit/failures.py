@@ -39,17 +39,17 @@ def check_finite(loss: float, norm: float, update: int, rows: Sequence[Row], ind
 
 
 def check_reached(model: nn.Module) -> None:
-    """Raise UserError where LoRA adapts layers that the network reads past, so that no gradient reaches them.
+    """Raise UserError where PEFT adapts layers that the network reads past, so that no gradient reaches them.
 
     Some networks of timm (BEiT, Swin v2) compute with a layer's weight and never call the layer, which PEFT wraps.
     """
-    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
-    missed = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, p in parameters if p.grad is None})
-    if missed:
-        raise UserError(
-            f"LoRA on {', '.join(missed)} does nothing: this network reads past these layers; "
-            "set --adapt.targets to others, or --adapt.strategy last"
-        )
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    for part, way in ((".lora_", "LoRA"), (".ia3_", "IA3")):
+        if missed := sorted({name.partition(part)[0].rpartition(".")[2] for name in without if part in name}):
+            raise UserError(
+                f"{way} on {', '.join(missed)} does nothing: this network reads past these layers; "
+                "set --adapt.targets to others, or --adapt.strategy last"
+            )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from graftkit.batches import epoch_updates, shares, updates_per_epoch
 from graftkit.errors import UserError
-from graftkit.task import Batch, Row, Task
+from graftkit.task import Batch, Gathering, Row, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +38,7 @@ class Feed:
     accumulate: int
     seed: int
     accelerator: Accelerator
+    chances: np.ndarray | None = None  # (rows,), of drawing each row, with repeats; None: every row once an epoch
 
     @property
     def rows_per_update(self) -> int:
@@ -46,7 +47,7 @@ class Feed:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates in which every row is seen once."""
+        """Updates in which every row is seen once, or as many are drawn."""
         return updates_per_epoch(len(self.rows), self.rows_per_update)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Update]:
@@ -57,13 +58,14 @@ class Feed:
         """A few updates of the first epoch, the one with the longest rows first."""
         updates = self._updates(0)
         if self.lengths is not None:
-            updates.sort(key=lambda update: -int(self.lengths[update].max()))
+            updates.sort(key=lambda update: -int(self.lengths[update % len(self.rows)].max()))
         return self._encoded([updates[0], *updates[1 :: max(1, len(updates) // count)]][:count], 0)
 
     def _updates(self, epoch: int) -> list[np.ndarray]:
-        return epoch_updates(len(self.rows), self.lengths, self.rows_per_update, self.seed, epoch)
+        return epoch_updates(len(self.rows), self.lengths, self.rows_per_update, self.seed, epoch, self.chances)
 
     def _encoded(self, updates: list[np.ndarray], epoch: int) -> Iterator[Update]:
+        """These updates, whose rows may go by the numbers of `batches.number_repeats`."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         parts = [shares(update, process, processes, self.accumulate) for update in updates]
         stand_in = [
@@ -72,7 +74,7 @@ class Feed:
         batches = load_batches(self.task, self.rows, stand_in, (self.seed, epoch))
         for update, mine in zip(updates, parts, strict=True):
             here = [next(batches).to(self.accelerator.device) for _ in mine]
-            yield Update(update, here, [len(part) > 0 for part in mine])
+            yield Update(update % len(self.rows), here, [len(part) > 0 for part in mine])
 
 
 def load_batches(
@@ -80,12 +82,16 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Encode and stack the rows of each batch, in order, in as many processes as the task asks for.
 
-    `chance` is (seed, epoch) in training, from which each row's generator follows, and None in evaluation. An encoding
-    process that dies is a UserError that names the rows that were being read.
+    `chance` is (seed, epoch) in training, from which each row's generator follows, and None in evaluation. A row that
+    is drawn again in an epoch goes by a number of its own: see `batches.number_repeats`. An encoding process that dies
+    is a UserError that names the rows that were being read.
     """
     import torch
     from torch.utils.data import DataLoader
 
+    if isinstance(task, Gathering) and task.holds(rows, chance):
+        yield from (task.gather(rows, numbers, chance) for numbers in batches)
+        return
     workers = min(task.workers, len(batches))
     at = torch.full((max(1, workers),), -1, dtype=torch.int64).share_memory_()
     examples = _Examples(task, rows, chance, at)
@@ -150,9 +156,10 @@ class _Examples:
         """A row as numbers. An error is returned: raised, it would leave a worker as a traceback of many lines."""
         from torch.utils.data import get_worker_info
 
-        index, worker = int(index), get_worker_info()
+        (again, index), worker = divmod(int(index), len(self.rows)), get_worker_info()
         self.at[worker.id if worker else 0] = index
-        rng = None if self.chance is None else np.random.default_rng([*self.chance, index])
+        drawn = [index, again] if again else [index]
+        rng = None if self.chance is None else np.random.default_rng([*self.chance, *drawn])
         try:
             return self.task.encode(self.rows[index], rng)
         except UserError as error:

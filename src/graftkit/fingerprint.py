@@ -24,6 +24,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weight_bytes(folder: Path) -> int:
+    """How many bytes the weights of a saved model take: of an adapter without its base."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def settings(folder: Path) -> dict[str, Any]:
     """What the JSON files of a model's folder say, by file; of a vocabulary only how large it is."""
     found = {}

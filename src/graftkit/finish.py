@@ -14,11 +14,13 @@ from graftkit.calibrate import PROBED, calibrate, write_note
 from graftkit.checkpoint import aside_then_renamed
 from graftkit.evaluate import predict_rows
 from graftkit.explain import explain_test
-from graftkit.export import HUB_ID, check_saved, is_adapter, save_adapter
+from graftkit.export import HUB_ID, can_merge, check_saved, merge_weights, save_adapter
 from graftkit.failures import explain_disk
-from graftkit.fingerprint import file_hashes, settings
+from graftkit.fingerprint import file_hashes, settings, weight_bytes
 from graftkit.report import RowsReportConfig, metrics_text, write_report
+from graftkit.report.markdown import plural, title, with_interval
 from graftkit.report.metric_modules import measure_named
+from graftkit.report.page import measure_split
 from graftkit.report.tables import (
     COLUMN,
     GROUP,
@@ -34,6 +36,7 @@ from graftkit.run import Run
 from graftkit.task import Baseline, Folding, Lengths, Record, Row, Task
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
     from graftkit.data import Splits
@@ -55,7 +58,9 @@ def finish(
 ) -> dict[str, Any]:
     """Choose on dev what is to be chosen, save the model, load it as anyone would, predict dev and test, and report.
 
-    The tables are predicted in fp32, whatever the training precision. With `merge`, LoRA's update is added to the
+    With `--run.until dev` it ends at dev, without a report; when the run is resumed without it, all this is done anew.
+
+    The tables are predicted in fp32, whatever the training precision. With `merge`, an adapter's update is added to the
     weights, and the adapter by itself lies beside the model, in `adapter/`. `before` is what the checkpoint said of
     test before it was trained (`before.ask_before`). Returns the metrics.
     """
@@ -66,11 +71,11 @@ def finish(
         reloaded = save(run, task, model, splits, lengths, merge=merge)
     with run.phase("evaluate"):
         reloaded.to(run.accelerator.device)
-        for split, rows in (("dev", splits.dev), ("test", splits.test)):
-            records = predict_rows(run.accelerator, task, reloaded, rows, lengths[split])
-            tables = (run.folder, task, split, rows, records, settings, run.settings.keep_rows)
-            run.once(lambda tables=tables: write_tables(*tables))
-            score_by_name(run, task, split, records, settings.metrics)
+        ask(run, task, reloaded, splits, "dev", lengths, settings)
+    if run.settings.until == "dev":
+        return tell_dev(run, settings)
+    with run.phase("evaluate"):
+        records = ask(run, task, reloaded, splits, "test", lengths, settings)
         run.record["saved"] = describe_saved(run, task, reloaded, folder, splits)
     with run.phase("baselines"):
         run.record["baselines"] = run.once(lambda: ask_baselines(run.folder, task, splits, before))
@@ -91,6 +96,18 @@ def finish(
     return metrics
 
 
+def ask(
+    run: Run, task: Task, model: nn.Module, splits: Splits, split: str, lengths: Lengths, settings: RowsReportConfig
+) -> list[Record]:
+    """What the model says of a split; its tables are written, and the metrics of `--report.metrics` recorded."""
+    rows = getattr(splits, split)
+    records = predict_rows(run.accelerator, task, model, rows, lengths[split])
+    tables = (run.folder, task, split, rows, records, settings, run.settings.keep_rows)
+    run.once(lambda: write_tables(*tables))
+    score_by_name(run, task, split, records, settings.metrics)
+    return records
+
+
 def settle(
     run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths, settings: RowsReportConfig
 ) -> None:
@@ -107,6 +124,21 @@ def settle(
         task.fold(model, few.to(run.accelerator.device))
     if task.decides:
         run.record["decision"] = task.decide(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))
+
+
+def tell_dev(run: Run, settings: RowsReportConfig) -> dict[str, Any]:
+    """Write the record, with the scores of dev as `dev`, and print the leading one; returns the metrics of dev."""
+    run.record["report"] = dataclasses.asdict(settings)
+    run.record["tables"] = run.once(lambda: table_hashes(run.folder))
+    run.save_record()
+    found = run.once(lambda: measure_split(run.folder, "dev"))
+    run.record["dev"] = {name: found[name] for name in ("rows", "headline", "scores")}
+    run.save_record()
+    headline = f"{title(found['headline']['name'])} {with_interval(found['headline'])}"
+    if run.main:
+        print(f"\ndev   {headline} on {plural(found['rows'], 'row')}; test was left alone", flush=True)
+    run.end()
+    return {"dev": found}
 
 
 def tell(run: Run) -> dict[str, Any]:
@@ -129,7 +161,7 @@ def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Length
         if run.record["calibration"] != NOT_CALIBRATED:
             write_note(aside, run.record["calibration"])
 
-    if merge and is_adapter(model):
+    if merge and can_merge(model):
         run.once(lambda: write(run.folder / "adapter", lambda aside: save_adapter(aside, model)))
         model = merge_adapter(run, task, model, splits, lengths)
     run.once(lambda: write(folder, write_model))
@@ -139,14 +171,14 @@ def save(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Length
 
 
 def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, lengths: Lengths) -> nn.Module:
-    """The model with LoRA's update added to its weights.
+    """The model with its adapter's update added to its weights.
 
     Raises RuntimeError where it then answers otherwise: that is a fault of a library, and the adapter is saved.
     """
     rows = splits.dev.select(range(min(MERGED_ROWS, len(splits.dev))))
     tokens = None if lengths["dev"] is None else lengths["dev"][: len(rows)]
     before = predict_rows(run.accelerator, task, model, rows, tokens)
-    merged = model.merge_and_unload()
+    merged = merge_weights(model)
     after = predict_rows(run.accelerator, task, merged, rows, tokens)
     for one, other in zip(before, after, strict=True):
         for name in (name for name, value in one.items() if isinstance(value, float | np.ndarray)):
@@ -160,16 +192,29 @@ def merge_adapter(run: Run, task: Task, model: nn.Module, splits: Splits, length
 
 def describe_saved(run: Run, task: Task, model: nn.Module, folder: Path, splits: Splits) -> dict[str, Any]:
     """What the saved folder holds, and what the model says of a row that it has to cut: what others must find too."""
-    facts: dict[str, Any] = run.once(lambda: {"files": file_hashes(folder), "settings": settings(folder)})
-    row = task.overlong(splits.test)
+    beside = run.folder / "adapter"
+    facts: dict[str, Any] = run.once(
+        lambda: {
+            "files": file_hashes(folder),
+            "settings": settings(folder),
+            "weight_bytes": weight_bytes(folder),
+            "adapter_bytes": weight_bytes(beside) if beside.exists() else None,  # where it was merged
+        }
+    )
+    return facts | ask_overlong(run.accelerator, task, model, splits.test)
+
+
+def ask_overlong(accelerator: Accelerator, task: Task, model: nn.Module, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the model says of a row, made of these, that it has to cut: `overlong`; nothing where it cuts none."""
+    row = task.overlong(rows)
     if row is None:
-        return facts
-    record = predict_rows(run.accelerator, task, model, [row], None)[0]
+        return {}
+    record = predict_rows(accelerator, task, model, [row], None)[0]
     joined = {"joined_rows": row["joined"]}
     if of_words([record]) or "probabilities" not in record:
-        return facts | {"overlong": {**joined, "prediction": record["prediction"]}}
+        return {"overlong": {**joined, "prediction": record["prediction"]}}
     said = dict(zip(task.labels, record["probabilities"].tolist(), strict=True))
-    return facts | {"overlong": {**joined, "probabilities": said}}
+    return {"overlong": {**joined, "probabilities": said}}
 
 
 def write_tables(

@@ -7,6 +7,7 @@ must not give its rates to a checkpoint that is named.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from graftkit.config import AtLeastOne, Positive
 from graftkit.train import TrainConfig
@@ -22,8 +23,9 @@ class FreshTrainConfig(TrainConfig):
     """passes over the training rows; by default 3, and more for a network that nobody has trained"""
     batch_size: AtLeastOne | None = None
     """rows per process and forward pass; by default 16"""
-    lr: Positive | None = None
-    """highest learning rate of the backbone; by default 1e-4, and more for a network that nobody has trained"""
+    lr: Positive | Literal["auto"] | None = None
+    """highest learning rate of the backbone; by default 1e-4, and more for a network that nobody has trained; auto looks
+    for one, at rates that rise from 1e-7"""
 
     def settle(self, usual: TrainConfig) -> FreshTrainConfig:
         """The same, with what the user left open as in `usual`."""

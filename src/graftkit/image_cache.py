@@ -1,27 +1,25 @@
 """Which pictures need not be decoded again?
 
-A cache is one file: a header (JSON, padded), the pixels of all rows, and an index (npy) of where each row starts and
-how large it is. It is written aside and renamed, so that what bears the name is whole.
+The pixels of all rows lie in one file: see `row_file`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from graftkit import row_file
 from graftkit.errors import UserError
 from graftkit.images import ImageConfig, Preprocessing, read, reading_processes
 from graftkit.machine import cache_folder, cores
@@ -35,9 +33,7 @@ if TYPE_CHECKING:
     from graftkit.run import Run
 
 FORMAT = 1  # to be raised where the code that makes the pixels changes
-HEADER = 4096  # bytes before the pixels, a page, so that they begin on one
 CHUNK = 256  # rows that are in memory at a time while the file is made
-ABANDONED = 86400  # seconds after which a file that somebody began to write is nobody's
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,12 +133,12 @@ def open_cache(rows: Sequence[Row], preprocessing: Preprocessing, *, training: b
         raise UserError(f"--image.cache_side {config.cache_side} is less than the {seen} pixels the model sees; {cure}")
     key = _key(rows, preprocessing, final)
     path = cache_folder() / "pictures" / f"{key}.pixels"
-    index, how = _read_index(path, key), "found"
+    index, how = row_file.read_index(path, key), "found"
     if index is None:
         began = time.monotonic()
         prepare = partial(_prepare, preprocessing=preprocessing, final=final)
-        _write_aside(path, lambda file: _fill(file, key, rows, prepare))
-        index, how = _read_index(path, key), f"made in {time.monotonic() - began:.0f} s"
+        _write(path, key, rows, prepare)
+        index, how = row_file.read_index(path, key), f"made in {time.monotonic() - began:.0f} s"
     smaller = f"made smaller to a short side of {config.cache_side}; crops come from these"
     kept = "as evaluation sees them" if final else smaller
     note = f"cache of {len(rows)} pictures, {kept}: {path.stat().st_size / 2**30:.2f} GiB in {path}, {how}"
@@ -184,43 +180,10 @@ def _prepare(row: Row, preprocessing: Preprocessing, final: bool) -> np.ndarray:
     return array.reshape(*array.shape[:2], preprocessing.channels)
 
 
-def _fill(file: IO[bytes], key: str, rows: Sequence[Row], prepare: Callable[[Row], np.ndarray]) -> None:
-    """Write a cache; the header, which says that it is whole, comes last. Threads do, since decoding frees the GIL."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    index = []
-    file.write(bytes(HEADER))
-    with ThreadPoolExecutor(cores()) as pool:
-        for first in range(0, len(rows), CHUNK):
-            chunk = [rows[i] for i in range(first, min(first + CHUNK, len(rows)))]
-            for array in pool.map(prepare, chunk):
-                index.append((file.tell(), *array.shape[:2]))
-                file.write(array.data)
-    header = {"key": key, "index": file.tell()}
-    np.save(file, np.array(index, dtype=np.int64).reshape(-1, 3))
-    header["bytes"] = file.tell()
-    file.seek(0)
-    file.write(json.dumps(header).encode().ljust(HEADER))
-
-
-def _read_index(path: Path, key: str) -> np.ndarray | None:
-    """The index of a whole cache with this key; None where there is none."""
+def _write(path: Path, key: str, rows: Sequence[Row], prepare: Callable[[Row], np.ndarray]) -> None:
+    """Make the file. UserError where the cache folder cannot be written."""
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(HEADER))
-            if not isinstance(header, dict) or header.get("key") != key or header["bytes"] != path.stat().st_size:
-                return None
-            file.seek(header["index"])
-            return np.load(file, allow_pickle=False)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: foreign, no JSON
-        return None
-
-
-def _write_aside(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
-    """Write a file under another name, and rename it when it is whole; sweep away what killed runs left long ago."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".part", dir=path.parent)
+        part = row_file.begin(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -228,15 +191,22 @@ def _write_aside(path: Path, fill: Callable[[IO[bytes]], None]) -> None:
         raise UserError(
             f"--image.cache cannot write to {path.parent}: {error.strerror}; {cure}", everywhere=True
         ) from error
-    for old in path.parent.glob("*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another process may sweep too
-            if time.time() - old.stat().st_mtime > ABANDONED:
-                old.unlink()
     try:
-        with os.fdopen(handle, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(handle)
-        os.replace(part, path)
+        row_file.seal(part, path, key, _fill(part, rows, prepare))
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+def _fill(part: Path, rows: Sequence[Row], prepare: Callable[[Row], np.ndarray]) -> np.ndarray:
+    """Write the pixels of all rows; returns their index. Threads make them, since decoding frees the GIL."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    index = []
+    with part.open("wb") as file, ThreadPoolExecutor(cores()) as pool:
+        file.write(bytes(row_file.HEADER))
+        for first in range(0, len(rows), CHUNK):
+            chunk = [rows[i] for i in range(first, min(first + CHUNK, len(rows)))]
+            for array in pool.map(prepare, chunk):
+                index.append((file.tell(), *array.shape[:2]))
+                file.write(array.data)
+    return np.array(index, dtype=np.int64).reshape(-1, 3)

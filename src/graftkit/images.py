@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -167,6 +167,11 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def facts(self) -> dict[str, Any]:
+        """All that the pixels of a picture follow from, besides the picture: plain JSON."""
+        how = None if self.processor is None else self.processor.to_dict()
+        return self.timm_settings() | {"processor": how, "blue_first": self.blue_first, "config": asdict(self.config)}
 
     @property
     def _mean_colour(self) -> list[int]:

@@ -19,7 +19,7 @@ class QuantizedBackboneConfig(BackboneConfig):
     package bitsandbytes"""
 
 
-def quantization(config: QuantizedBackboneConfig, strategy: str, *, merge: bool) -> dict[str, Any]:
+def quantization(config: QuantizedBackboneConfig, strategy: str, *, merge: bool, dora: bool) -> dict[str, Any]:
     """What transformers is told when it loads the checkpoint: 4-bit NormalFloat, doubly quantised (Dettmers
     et al. 2023).
 
@@ -34,6 +34,10 @@ def quantization(config: QuantizedBackboneConfig, strategy: str, *, merge: bool)
         raise UserError(f"{flag}: weights of 4 bits cannot be trained; set --adapt.strategy lora")
     if merge:
         raise UserError(f"{flag}: an update cannot be added to weights of 4 bits; leave --adapt.merge out")
+    if dora:
+        raise UserError(
+            f"{flag}: the lengths of weights of 4 bits are not those that others load; leave --adapt.dora out"
+        )
     if not torch.cuda.is_available():
         raise UserError(f"{flag}: needs a CUDA GPU, and there is none; leave it out")
     if find_spec("bitsandbytes") is None:

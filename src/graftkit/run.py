@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
-NOT_KEPT = ("out", "resume", "overwrite")
+NOT_KEPT = ("out", "resume", "overwrite", "until")
+FOUND = ("training", "audit", "explanations", "rate_range")  # in the record by earlier parts of a run
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,35 @@ class RunConfig:
     """trackers of Accelerate, by name: tensorboard, wandb, mlflow ..."""
     dry_run: bool = False
     """load everything, try one update, estimate memory and time, and stop"""
+    until: Literal["dev", "test"] = "test"
+    """end after this split; dev leaves the rows of test unasked, and --run.resume without it then goes on to the end"""
 
 
 def check_texts_kept(settings: RunConfig) -> None:
     """Raise UserError for `--run.keep_rows false` where a task's records are texts of the data, as answers are."""
     if not settings.keep_rows:
         raise UserError("--run.keep_rows false: scores follow from the texts in the run's tables; leave it out")
+
+
+def check_until(config: Any) -> None:
+    """Raise UserError for `--run.until dev` where the run is to be shared, or was on test before."""
+    settings: RunConfig = config.run
+    if settings.until == "test":
+        return
+    if hasattr(config, "hub") and config.hub.push_to is not None:
+        raise UserError(f"--hub.push_to {config.hub.push_to} needs scores of test; leave out --run.until dev")
+    if settings.resume and settings.out is not None and (Path(settings.out) / "report.html").exists():
+        raise UserError(f"--run.until dev: the run in {settings.out} went on to test before; name another --run.out")
+
+
+def rehearsed(config: Any) -> Any:
+    """The settings with `run.dry_run` where `--adapt.explain` asks for one: it too loads all, and touches no folder."""
+    if not getattr(getattr(config, "adapt", None), "explain", False):  # an evaluation has no such section
+        return config
+    for name in ("resume", "dry_run"):
+        if getattr(config.run, name):
+            raise UserError(f"--adapt.explain prints a table and stops, so --run.{name} does nothing; leave it out")
+    return replace(config, run=replace(config.run, dry_run=True))
 
 
 def not_kept(config: Any) -> tuple[str, ...]:
@@ -183,7 +207,8 @@ class Run:
         if self.settings.trackers and not self.settings.dry_run:
             flat = {f"{section}.{k}": str(v) for section, values in self.config.items() for k, v in values.items()}
             self.accelerator.init_trackers(f"graftkit-{self.record['recipe']}", config=flat)
-        self.record |= {"task": task.name, "headline": self.headline, "labels": task.labels, "data": splits.facts}
+        self.record |= {"task": task.name, "headline": self.headline, "lower_is_better": self.lower}
+        self.record |= {"labels": task.labels, "data": splits.facts}
         for note in splits.notes:
             self.say(note)
         for warning in splits.warnings:
@@ -207,7 +232,7 @@ class Run:
             pin(backbone["name"], backbone["revision"], backbone["commit"])
         self.record["command"] = before["command"]
         self.record["seconds"] = dict(before["seconds"])
-        self.record |= {name: before[name] for name in ("training", "audit", "explanations") if name in before}
+        self.record |= {name: before[name] for name in FOUND if name in before}
         self.spent = before["seconds"].get("total", 0.0)
         self.peak = before.get("peak_memory_gib") or {}
         self.joules = before.get("energy") or {}
@@ -266,6 +291,8 @@ def open_run(recipe: str, config: Any) -> Run:
                 f"{sharded}: not supported, since each process holds the whole model here. In accelerate's file set "
                 "distributed_type to MULTI_GPU; for memory, --train.checkpointing or --adapt.strategy lora"
             )
+    check_until(config)
+    config = rehearsed(config)
     AcceleratorState._reset_state()  # a second run in this process may have another precision
     _quiet()
     keep_freed_memory()
@@ -323,7 +350,8 @@ def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
     if not (folder / "metrics.json").exists():
         program = os.getppid() if "RANK" in os.environ else os.getpid()  # the launcher's, for all of its processes
         mine = folder.with_name(f"{folder.name}.{program}")
-        main(replace(config, run=replace(config.run, out=str(mine), resume=False, overwrite=True, dry_run=False)))
+        plain = {"resume": False, "overwrite": True, "dry_run": False, "until": "test"}
+        main(replace(config, run=replace(config.run, out=str(mine), **plain)))
         once(PartialState(), lambda: _rename_or_remove(mine, folder))
     return folder
 

@@ -67,7 +67,7 @@ def run_several(recipe: str, main: Callable[[Any], Any], config: Any) -> dict[st
     """
     check_several(config)
     parts = one_by_one(config)
-    if config.run.dry_run:
+    if config.run.dry_run or config.adapt.explain:
         return main(next(iter(parts.values())))
     if config.run.resume and config.run.out is not None and is_first_process():
         _prepare_to_resume(Path(config.run.out), config, list(parts))
@@ -100,6 +100,8 @@ def check_several(config: Any) -> None:
     """Raise UserError for seeds or folds that cannot be, or cannot be together."""
     seeds, folds = config.run.seeds, config.data.folds
     flag = "--data.folds" if seeds is None else "--run.seeds"
+    if config.run.until == "dev":
+        raise UserError(f"--run.until dev with {flag}: what several models say together is of test; leave one out")
     if seeds is not None:
         if len(seeds) < 2 or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             said = ",".join(map(str, seeds))

@@ -113,6 +113,36 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Keepable(Protocol):
+    """A task whose rows are such that what a frozen network says of them can be kept: see `activation_cache`."""
+
+    varies: bool  # whether a training row looks otherwise in each epoch
+
+    def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
+        """In place of `encode`, where nobody reads the inputs: the truth, with the cheapest inputs.
+
+        They are so many tokens, none of which is padding, or a picture of one pixel.
+        """
+
+    def encoding(self) -> dict[str, Any]:
+        """What the numbers of a row follow from, besides its content: plain JSON."""
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """A task that may have rows as numbers already, and then gives a batch of them at once.
+
+    A task around another that encodes or collates in its own way must not pass these on.
+    """
+
+    def holds(self, rows: Sequence[Row], chance: tuple[int, int] | None) -> bool:
+        """Whether it has these rows, for an epoch of training (`chance` is seed and epoch) or for evaluation (None)."""
+
+    def gather(self, rows: Sequence[Row], numbers: np.ndarray, chance: tuple[int, int] | None) -> Batch:
+        """The batch of the rows of these numbers, which are places, or those of `batches.number_repeats`."""
+
+
+@runtime_checkable
 class Folding(Protocol):
     """A task whose model learns in another unit than it is to answer in, such as standard deviations."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ LONGEST = 512  # tokens, where the checkpoint allows more and the user says noth
 CHUNK = 1024  # rows tokenised at a time when lengths are counted
 
 
-def load_tokenizer(config: BackboneConfig, *, fast: bool = True, pairs: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    config: BackboneConfig, *, fast: bool = True, pairs: bool = False, places: int = 0
+) -> PreTrainedTokenizerBase:
     """The checkpoint's own tokenizer, padding on the right, with a padding token and `model_max_length` set.
 
     UserError where it is not `fast`, unless nothing needs that (offsets of words, windows), and where it needs a
@@ -30,14 +33,14 @@ def load_tokenizer(config: BackboneConfig, *, fast: bool = True, pairs: bool = F
 
     A GPT-style tokenizer without a padding token gets its end-of-text token for it, since every classifier finds the
     last real token by the padding id; one with neither gets a new token, for which the model needs a new row.
-    With `pairs`, rows are two texts: see `_part_pairs`.
+    With `pairs`, rows are two texts: see `_part_pairs`. So many `places` of the model are not for the text.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     folder = resolve(config.name, config.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **ON_THIS_MACHINE)
-        limit = position_limit(AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE))
+        limit = position_limit(AutoConfig.from_pretrained(folder, **ON_THIS_MACHINE)) - places
     except (OSError, ValueError, ImportError) as error:
         why = explain(error, folder)
         raise UserError(f"--backbone.name {config.name}: no tokenizer could be loaded ({why})") from error
@@ -47,6 +50,8 @@ def load_tokenizer(config: BackboneConfig, *, fast: bool = True, pairs: bool = F
     if config.max_length is not None and config.max_length > limit:
         raise UserError(f"--backbone.max_length {config.max_length}: this checkpoint reads at most {limit} tokens")
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if limit <= special:
+        raise UserError(f"--adapt.prompt_tokens {places}: this checkpoint has {limit + places} places, none is left")
     if config.max_length is not None and config.max_length <= special:
         raise UserError(
             f"--backbone.max_length {config.max_length}: {special} are special tokens, which leaves none for text"
@@ -106,6 +111,21 @@ def position_limit(config: Any) -> int:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, pair: str | None = None) -> dict[str, list[int]]:
     """The model's inputs for one text, or a pair of texts, cut to `tokenizer.model_max_length` tokens."""
     return dict(tokenizer(text, pair, truncation=True))
+
+
+def stand_in(tokenizer: PreTrainedTokenizerBase, tokens: int) -> dict[str, list[int]]:
+    """Inputs of so many tokens, none of which is padding, for a model that will not look at them."""
+    inputs = {"input_ids": int(tokenizer.pad_token_id == 0), "attention_mask": 1, "token_type_ids": 0}
+    return {name: [value] * tokens for name, value in inputs.items() if name in tokenizer.model_input_names}
+
+
+def encoding_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the numbers of a text follow from, besides the text: plain JSON."""
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    for how in ("truncation", "padding"):  # as it was called last
+        whole.pop(how)
+    rules = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+    return {"rules": rules, "length": tokenizer.model_max_length, "inputs": tokenizer.model_input_names}
 
 
 def text_hash(*texts: str | None) -> str:

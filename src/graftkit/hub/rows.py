@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,24 @@ KINDS = {
 
 
 def rows_of_test(folder: Path, run: Mapping[str, Any], data_path: str | None = None) -> list[Row]:
-    """The test rows with their content: as the run's folder kept them, else from the data, loaded again.
+    """The test rows with their content: see `rows_of`."""
+    return rows_of(folder, run, ("test",), data_path)["test"]
+
+
+def rows_of(
+    folder: Path, run: Mapping[str, Any], names: Sequence[str], data_path: str | None = None
+) -> dict[str, list[Row]]:
+    """The rows of some splits with their content: as the run's folder kept them, else from the data, loaded again.
 
     `data_path` is where the data lie now, if not where the run found them. Raises UserError where they are gone, or
     are not what they were.
     """
     kind = KINDS[run["task"]]
-    kept = read_rows(folder, "test") if (folder / "rows-test.parquet").exists() and data_path is None else []
-    if kept and all(kind.size(row) is not None for row in kept):
+    kept = {
+        name: read_rows(folder, name) if (folder / f"rows-{name}.parquet").exists() and data_path is None else []
+        for name in names
+    }
+    if all(rows and all(kind.size(row) is not None for row in rows) for rows in kept.values()):
         return kept
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     group = (settings.get("report") or {}).get("group")  # its rows were cut together
@@ -78,9 +88,12 @@ def rows_of_test(folder: Path, run: Mapping[str, Any], data_path: str | None = N
             f"the rows that {folder} was tested on are needed to check its model: {error}. "
             "Set --data.path to where they lie"
         ) from error
-    if splits.facts["splits"]["test"]["sha256"] != run["data"]["splits"]["test"]["sha256"]:
-        raise UserError(f"{data['path']} holds other test rows than {folder} was tested on; set --data.path to those")
-    return list(splits.test)
+    for name in names:
+        if splits.facts["splits"][name]["sha256"] != run["data"]["splits"][name]["sha256"]:
+            raise UserError(
+                f"{data['path']} holds other {name} rows than {folder} was tested on; set --data.path to those"
+            )
+    return {name: list(getattr(splits, name)) for name in names}
 
 
 def content(run: Mapping[str, Any], row: Row) -> Any:

@@ -141,14 +141,17 @@ def curves(
     *,
     marked: tuple[float, float, str] | None = None,
     percents: bool = False,
+    powers: bool = False,
     describe: str = "",
 ) -> str:
     """Lines over a shared pair of axes, whose names are (across, up); `marked` rings a point and says why.
 
-    With `percents` the axes are shares. Many or long names of lines stand below the chart.
+    With `percents` the axes are shares; with `powers` what goes across are logarithms, to base 10.
+    Many or long names of lines stand below the chart.
     """
     below = sum(LETTER * len(one.name) + 46 for one in series) > WIDTH / 2 and len(series) > 1
-    drawn = _frame(axes, names, percents=percents) + (_list(series, axes.height) if below else _legend(series))
+    drawn = _frame(axes, names, percents=percents, powers=powers)
+    drawn += _list(series, axes.height) if below else _legend(series)
     for one in series:
         if len(one.points) > 1:
             drawn += tag("polyline", points=" ".join(axes.at(*point) for point in one.points), class_=one.kind)
@@ -264,7 +267,7 @@ def _by_level(counts: np.ndarray, *, diagonal: bool) -> Mapping[int, list[tuple[
     return dict(sorted(found.items()))
 
 
-def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False) -> str:
+def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False, powers: bool = False) -> str:
     """The grid, the numbers along it, and the names of the axes."""
 
     def words(value: float, places: int) -> str:
@@ -278,7 +281,8 @@ def _frame(axes: Axes, names: tuple[str, str], *, percents: bool = False) -> str
     base = axes.down(axes.y[0])
     widths, places = ticks(*axes.x, least=0.0 if percents or axes.x == axes.y else 1.0)
     for value in widths:
-        drawn += text(words(value, places), axes.across(value), base + 16, "middle quiet")
+        name = f"1e{value:.0f}" if powers else words(value, places)
+        drawn += text(name, axes.across(value), base + 16, "middle quiet")
     drawn += tag("path", d=f"M{LEFT},{base:.1f}H{WIDTH - RIGHT}", class_="axis")
     drawn += text(names[0], (LEFT + WIDTH - RIGHT) / 2, base + 34, "middle") if names[0] else ""
     return drawn + (text(names[1], 4, 14) if names[1] else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from graftkit.report.markdown import decimals, number, title
 from graftkit.report.sections import look
 
 POINTS = 150  # of a curve
+CUT = 1.5  # times the first loss, where the curve of rising rates ends
 
 
 def additions(
     metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
 ) -> dict[str, Addition]:
     """Curves for the chapter on training; nothing where `log`, the events of training, has too few."""
-    drawn = _loss(log) + _score(metrics, run, log)
+    drawn = _rates(run) + _loss(log) + _score(metrics, run, log)
     if not drawn:
         return {}
     return {"Model and training": Addition(f'<h3>How it learnt</h3><div class="charts">{drawn}</div>')}
@@ -54,6 +56,40 @@ def _loss(log: Sequence[Mapping[str, Any]]) -> str:
     return charts.figure("loss", caption, drawing, numbers)
 
 
+def _rates(run: Mapping[str, Any]) -> str:
+    """The loss at rates that rise, where the learning rate was found so; nothing where it was set."""
+    found = run.get("rate_range")
+    if not found:
+        return ""
+    tried = list(zip(found["rates"], found["smoothed"], strict=True))
+    most = CUT * tried[0][1]
+    shown = [(math.log10(rate), loss) for rate, loss in takewhile(lambda point: point[1] <= most, tried)]
+    across = (math.floor(shown[0][0]), math.ceil(shown[-1][0]))
+    axes = charts.Axes(across, charts.around([loss for _, loss in shown]))
+    taken = min(shown, key=lambda point: abs(point[0] - math.log10(found["lr"])))
+    drawing = charts.curves(
+        "rates",
+        "Loss at rising learning rates",
+        [charts.Series("train", shown, "first")],
+        axes,
+        ("learning rate", "loss"),
+        marked=(*taken, "taken"),
+        powers=True,
+        describe=f"the rate {found['lr']:g} is taken, before the loss is least and rises",
+    )
+    caption = (
+        f"<b>Which learning rate?</b> {found['lr']:g}: before training, the rate rose from update to update, and "
+        "then the weights were put back. The loss, a running mean here, falls once the rate is high enough, and rises "
+        f"once it is too high; the rate taken lies well before. Curves beyond {CUT:g} times the first loss are cut."
+    )
+    lines = [
+        (f"{rate:.2g}", f"{loss:.3g}", f"{mean:.3g}")
+        for rate, loss, mean in zip(found["rates"], found["losses"], found["smoothed"], strict=True)
+    ]
+    numbers = charts.table("Loss at rising learning rates", ("Rate", "Loss", "Running mean"), lines, [0, 1, 2])
+    return charts.figure("rates", caption, drawing, numbers)
+
+
 def _dev_loss(scores: Mapping[str, float]) -> float | None:
     """The loss per target, under one of the names that it is scored by."""
     return next((scores[name] for name in ("log_loss", "loss") if name in scores), None)
@@ -73,7 +109,8 @@ def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Map
     values = [score for _, score in points]
     low, high = charts.around(values, most=1.0 if max(values) <= 1 else math.inf)
     axes = charts.Axes((0, max(x for x, _ in points)), (low, high))
-    marked = next(((x, y, "kept") for x, y in points if kept is not None and abs(x * each - kept) < 0.5), None)
+    word = "best" if run.get("soup") or run.get("wise_ft") else "kept"  # other weights are kept than those of an epoch
+    marked = next(((x, y, word) for x, y in points if kept is not None and abs(x * each - kept) < 0.5), None)
     series = [charts.Series("dev", points, "first", dots=True)]
     words, places = f"{title(name)} on dev", decimals(metrics["dev"]["rows"] ** -0.5)
     drawing = charts.curves(
@@ -82,7 +119,8 @@ def _score(metrics: Mapping[str, Any], run: Mapping[str, Any], log: Sequence[Map
     best = "lower" if lower else "higher"
     caption = f"<b>{title(name)} on dev</b> by {unit}, {best} is better; the scale starts at {low:g}."
     lines = [
-        (f"{x:,.4g}" + (" (kept)" if marked and x == marked[0] else ""), number(score, places)) for x, score in points
+        (f"{x:,.4g}" + (f" ({word})" if marked and x == marked[0] else ""), number(score, places))
+        for x, score in points
     ]
     numbers = charts.table(words, (unit.capitalize(), title(name)), lines, [1])
     return charts.figure("score", caption, drawing, numbers)

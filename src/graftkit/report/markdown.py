@@ -181,6 +181,11 @@ def amount(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def megabytes(size: int) -> str:
+    """A number of bytes that is easy to read: 0.023 MB, 91 MB, 1,230 MB."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.2g} MB"
+
+
 def duration(seconds: float) -> str:
     """A time that is easy to read: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if seconds < 9.95:

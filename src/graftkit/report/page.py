@@ -164,6 +164,11 @@ def write_report(folder: Path) -> dict[str, Any]:
     return metrics
 
 
+def measure_split(folder: Path, split: str) -> dict[str, Any]:
+    """What metrics.json says of a split of a run, whether there is another one or not."""
+    return TASKS[read_run(folder)["task"]].measure(read_folder(folder, (split,)), split)
+
+
 def _write_over_seeds(reading: Reading, task: Any) -> dict[str, Any]:
     """The report of a folder that holds a run for each seed."""
     folder, run = reading.folder, reading.run

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.report.markdown import amount, bullets, duration, escape, fenced, number, percent, plural, table, title
+from graftkit.report.markdown import (
+    amount,
+    bullets,
+    duration,
+    escape,
+    fenced,
+    megabytes,
+    number,
+    percent,
+    plural,
+    table,
+    title,
+)
 
 NOT_RECORDED = "not recorded"
 NOUNS = {
@@ -106,12 +118,15 @@ def model(run: Mapping[str, Any]) -> str:
         "Pretrained model": started,
         "Adapting": _trained(run),
         **_inputs(run),
+        **_cost(run),
     }
     if has_no_model(run):
         kind = "folds" if is_folds(run) else "seeds"
         facts["Training"] = f"{len(run[kind])} models, one after the other; the report of each tells of it"
     else:
-        facts |= {"Training": _training(run), "Weights kept": _best(run)}
+        facts |= _solved(run)
+        if run.get("training") or not run.get("solver"):
+            facts |= {"Training": _training(run), **_rate(run), **_kept(run)}
     return _facts(facts)
 
 
@@ -258,6 +273,10 @@ def _trained(run: Mapping[str, Any]) -> str:
         return ""
     what = look(run, "adapt", "description") or look(run, "adapt", "strategy") or ""
     share = f"{amount(trained)} of {amount(total)} parameters ({percent(trained, total)})"
+    saved, adapter = look(run, "saved", "weight_bytes"), look(run, "saved", "adapter_bytes")
+    if saved is not None:
+        share += f"; saved, its weights take {megabytes(saved)}"
+        share += f", those of the adapter alone {megabytes(adapter)}" if adapter else ""
     return f"{escape(what)}: {share}" if what else share
 
 
@@ -377,8 +396,48 @@ def _inputs(run: Mapping[str, Any]) -> dict[str, str]:
     return _pictures(run) if NOUNS[run["task"]] == "picture" else {}
 
 
+def _cost(run: Mapping[str, Any]) -> dict[str, str]:
+    """What a wrong answer costs in training, where that is not the plain cross-entropy, and who taught."""
+    loss, teacher = run.get("loss") or {}, run.get("teacher") or {}
+    words = {
+        "label_smoothing": "labels smoothed by {}",
+        "class_weights": "rows of rare labels weigh more ({})",
+        "sampling": "rows of each label are drawn equally often ({})",
+        "focal": "focal loss with exponent {}",
+    }
+    parts = [said.format(escape(str(loss[name]))) for name, said in words.items() if name in loss]
+    found = {"Loss": "; ".join(parts)} if parts else {}
+    if not teacher:
+        return found
+    name, score = next(iter(teacher["dev"].items()))
+    known = f"{escape(str(teacher['name']))} ({title(name)} {number(score, 2)} on dev)"
+    how = f"its share of the loss is {number(teacher['share'], 2)}, its temperature {teacher['temperature']:g}"
+    return {**found, "Teacher": f"{known}; {how}"}
+
+
+def _solved(run: Mapping[str, Any]) -> dict[str, str]:
+    """How the head was computed, where it was."""
+    solver = run.get("solver")
+    if not solver:
+        return {}
+    score = f"{title(str(run.get('headline') or 'score'))} {number(solver['score'], 2)}"
+    said = (
+        f"computed at once from what the network says of {plural(solver['rows'], 'row')}; of {len(solver['tried'])} "
+        f"strengths of L2, {solver['strength']:.2g} is the best on dev ({score})"
+    )
+    if solver["unsolved"]:
+        names = escape(", ".join(solver["unsolved"]))
+        said += (
+            f". Only its last layer was computed: what comes before it ({names}) is new and random, unless the "
+            "pretrained model brought it. If the scores disappoint, let everything train"
+        )
+    return {"Head": said}
+
+
 def _training(run: Mapping[str, Any]) -> str:
     training = run.get("training") or {}
+    if merged := look(run, "soup", "runs"):
+        return f"none of its own: its weights are an average of those of {merged} runs, whose reports tell of it"
     parts = []
     if training.get("epochs") is not None:
         parts.append(f"{training['epochs']:g} {'epoch' if training['epochs'] == 1 else 'epochs'}")
@@ -392,9 +451,60 @@ def _training(run: Mapping[str, Any]) -> str:
     return "; ".join([", ".join(parts)] * bool(parts) + ended)
 
 
+def _rate(run: Mapping[str, Any]) -> dict[str, str]:
+    """The rate that was found; nothing where the user set one."""
+    found = run.get("rate_range")
+    if not found:
+        return {}
+    rose = f"rates that rose from {found['rates'][0]:.0e} to {found['rates'][-1]:.0e}"
+    return {"Learning rate": f"{found['lr']:g}, found in {plural(len(found['rates']), 'update')} at {rose}"}
+
+
 def _best(run: Mapping[str, Any]) -> str:
     update, score = look(run, "training", "best", "update"), look(run, "training", "best", "score")
     if update is None:
         return ""
     reached = "" if score is None else f" ({title(str(run.get('headline') or 'score'))} {number(score, 2)})"
     return f"those after update {_count(update)}, the best on dev{reached}"
+
+
+def _kept(run: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights are kept: those after an epoch, or what was made of them."""
+    made = _soup(run) | _between(run)
+    if not made:
+        return {"Weights kept": _best(run)}
+    return ({"Best epoch": _best(run)} if run.get("training") else {}) | made
+
+
+def _soup(run: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights were averaged, and what that gained on dev; nothing where none were."""
+    soup = run.get("soup")
+    if not soup:
+        return {}
+    whose = "run" if "runs" in soup else "update"
+    taken = [escape(str(one["name"])) for one in soup["members"] if one["kept"]]
+    score = title(str(run.get("headline") or "score"))
+    tried = [f"{escape(str(one['name']))}: {number(one['score'], 2)}" for one in soup["members"]]
+    said = (
+        f"the average of the weights of {plural(len(taken), whose)} ({', '.join(taken)})"
+        if len(taken) > 1
+        else f"those of {whose} {taken[0]} alone, since no average did as well on dev"
+    )
+    return {
+        f"Soup ({soup['kind']})": f"{said}: {score} {number(soup['score'], 2)} on dev; each alone, by {whose}: "
+        f"{', '.join(tried)}"
+    }
+
+
+def _between(run: Mapping[str, Any]) -> dict[str, str]:
+    """How far between the pretrained and the trained weights those stand that are kept; nothing where not asked for."""
+    chosen = run.get("wise_ft")
+    if not chosen:
+        return {}
+    score = title(str(run.get("headline") or "score"))
+    tried = [f"{one['alpha']:g}: {number(one['score'], 2)}" for one in chosen["table"]]
+    head = ". The head is new, and stays as it was trained" if chosen["head_stays"] else ""
+    return {
+        "Between the pretrained weights (0) and the trained ones (1)": f"{chosen['alpha']:g} of the way is kept, the "
+        f"best on dev; {score} there: {', '.join(tried)}{head}"
+    }

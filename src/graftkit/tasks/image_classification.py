@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit import image_backbone
 from graftkit.baselines import picture_baselines
 from graftkit.images import mix, read
+from graftkit.losses import PLAIN, CrossEntropy
 from graftkit.metrics import classification
 from graftkit.pictures import picture_measures
 from graftkit.records import label_records
@@ -47,7 +48,7 @@ class ImageClassification:
     """One label per picture: cross-entropy over the logits of a network for pictures.
 
     `train_rows` are those that mixup and cutmix draw a row's partner from; `cached` are pairs of rows and the cache of
-    their pictures.
+    their pictures. `criterion` says what an answer costs in training; records and scores have the plain cross-entropy.
     """
 
     name = "image-classification"
@@ -57,6 +58,12 @@ class ImageClassification:
     calibrates = True
     decides = False
 
+    @property
+    def varies(self) -> bool:
+        """Whether a training picture looks otherwise in each epoch."""
+        config = self.preprocessing.config
+        return config.augment != "none" or config.erase > 0 or config.mixes
+
     def __init__(
         self,
         preprocessing: Preprocessing,
@@ -64,12 +71,14 @@ class ImageClassification:
         train_rows: Sequence[Row],
         workers: int,
         cached: Sequence[tuple[Sequence[Row], PictureCache]] = (),
+        criterion: CrossEntropy = PLAIN,
     ):
         self.preprocessing = preprocessing
         self.labels = labels
         self.index = {label: i for i, label in enumerate(labels)}
         self.train_rows = train_rows
         self.workers = workers
+        self.criterion = criterion
         self.cached = {id: (cache, place) for rows, cache in cached for place, id in enumerate(rows["id"])}
 
     def lengths(self, rows: Sequence[Row]) -> None:
@@ -88,6 +97,17 @@ class ImageClassification:
         pixels, target = mix(pixels, label, theirs, other, len(self.labels), rng, config)
         return {"id": row["id"], "pixels": pixels, "target": target}
 
+    def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
+        """What `encode` gives, of a picture of one pixel."""
+        import torch
+
+        pixels = torch.zeros((self.preprocessing.channels, 1, 1), dtype=torch.uint8)
+        return {"id": row["id"], "pixels": pixels, "target": self.index[row["label"]]}
+
+    def encoding(self) -> dict[str, Any]:
+        """What is done to pictures."""
+        return self.preprocessing.facts()
+
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Pixels (rows, channels, height, width) uint8; targets (rows,) int64, or (rows, labels) float32 if mixed."""
         import torch
@@ -99,20 +119,22 @@ class ImageClassification:
         return Batch(ids, {"pixels": pixels.permute(0, 3, 1, 2)}, {"targets": stacked})
 
     def count(self, batch: Batch) -> Tensor:
-        """Rows."""
-        import torch
-
-        return torch.tensor(float(len(batch.ids)))
+        """Rows, each with its weight."""
+        return self.criterion.count(batch.targets["targets"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, summed over the rows."""
-        from torch.nn.functional import cross_entropy
-
-        return cross_entropy(self._logits(model, batch).float(), batch.targets["targets"], reduction="sum")
+        """What the answers cost, summed over the rows."""
+        logits = self.logits(model, batch).float()
+        return self.criterion(logits, batch.targets["targets"], batch.targets.get("teacher"))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The likeliest label of each row, with its logits and probabilities, (labels,) float32, and its loss."""
-        return label_records(batch.ids, self._logits(model, batch), batch.targets["targets"], self.labels)
+        return label_records(batch.ids, self.logits(model, batch), batch.targets["targets"], self.labels)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model says of a batch of pixels, (rows, labels)."""
+        pixels = self.preprocessing.normalise(batch.inputs["pixels"])
+        return model(pixels) if self._timm else model(pixel_values=pixels).logits
 
     def score(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of `metrics.classification`."""
@@ -158,11 +180,6 @@ class ImageClassification:
     @property
     def _timm(self) -> bool:
         return self.preprocessing.processor is None
-
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(rows, labels)."""
-        pixels = self.preprocessing.normalise(batch.inputs["pixels"])
-        return model(pixels) if self._timm else model(pixel_values=pixels).logits
 
     def _pixels(self, row: Row, rng: np.random.Generator | None) -> Tensor:
         """(channels, height, width) uint8, augmented where there is an `rng`."""

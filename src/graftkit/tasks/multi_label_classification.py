@@ -11,10 +11,20 @@ import numpy as np
 from graftkit.baselines import label_set_baselines
 from graftkit.calibrate import THRESHOLDS, write_note
 from graftkit.export import load_saved, save_model
+from graftkit.losses import PLAIN_SETS, BinaryCrossEntropy
 from graftkit.metrics import multi_label
 from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
-from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
+from graftkit.text import (
+    encode,
+    encoding_facts,
+    join_to_cut,
+    pad,
+    stand_in,
+    text_hash,
+    text_measures,
+    token_lengths,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +50,8 @@ class MultiLabelClassification:
     A row is given the labels whose probability, the sigmoid of their logit, reaches a threshold: 0.5 while it trains,
     then one for each label that is chosen on dev. Until then scores are those at the thresholds that would be chosen:
     where labels are rare, 0.5 gives none for many epochs, and no epoch could be told from another.
+
+    `criterion` says what an answer costs in training; records and scores have the plain cross-entropy.
     """
 
     name = "multi-label-classification"
@@ -50,12 +62,21 @@ class MultiLabelClassification:
     decides = True
     cuts = True
     workers = 0
+    varies = False
     auto_class = "AutoModelForSequenceClassification"
     problem_type = "multi_label_classification"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str], *, pairs: bool = False):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: list[str],
+        criterion: BinaryCrossEntropy = PLAIN_SETS,
+        *,
+        pairs: bool = False,
+    ):
         self.tokenizer = tokenizer
         self.pairs = pairs
+        self.criterion = criterion
         self.labels = labels
         self.thresholds, self.decided = np.full(len(labels), multi_label.HALF), False
 
@@ -68,6 +89,14 @@ class MultiLabelClassification:
         example = encode(self.tokenizer, row["text"], row.get("text_pair"))
         return {"id": row["id"], "has": [float(label in row["labels"]) for label in self.labels], **example}
 
+    def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
+        """What `encode` gives, of other tokens."""
+        return {"id": row["id"], "has": [float(label in row["labels"]) for label in self.labels], **stand_in(self.tokenizer, tokens)}
+
+    def encoding(self) -> dict[str, Any]:
+        """The tokenizer, and where texts are cut."""
+        return encoding_facts(self.tokenizer)
+
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Inputs (rows, tokens) int64, padded on the right to the longest; which labels rows have, (rows, labels)."""
         import torch
@@ -76,17 +105,13 @@ class MultiLabelClassification:
         return Batch([example["id"] for example in examples], pad(self.tokenizer, examples), {"has": has})
 
     def count(self, batch: Batch) -> Tensor:
-        """Rows times labels: each is one question."""
-        import torch
-
-        return torch.tensor(float(batch.targets["has"].numel()))
+        """Rows times labels, each with its weight: each is one question."""
+        return self.criterion.count(batch.targets["has"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Binary cross-entropy, summed over rows and labels."""
-        from torch.nn.functional import binary_cross_entropy_with_logits
-
+        """What the answers cost, summed over rows and labels."""
         logits = model(**batch.inputs).logits  # (rows, labels)
-        return binary_cross_entropy_with_logits(logits.float(), batch.targets["has"], reduction="sum")
+        return self.criterion(logits.float(), batch.targets["has"])
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The labels of each row whose probability reaches their threshold, in the order of `labels`.

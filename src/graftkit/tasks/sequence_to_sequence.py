@@ -114,14 +114,14 @@ def load_writer(config: BackboneConfig, seed: int) -> Headed:
     return load_headless(config, "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM", seed)
 
 
-def say_what_is_new(run: Run, backbone: BackboneConfig, strategy: str, lr: float) -> None:
+def say_what_is_new(run: Run, backbone: BackboneConfig, strategy: str, lr: float | str) -> None:
     """Say that nobody trained the demo's network; warn of a learning rate that would undo what others learnt."""
     if backbone.name == "demo-t5":
         run.say(
             "demo-t5 is a small T5 that nobody has trained: it knows no language, and learns from these rows alone; "
             "for your own texts name a pretrained checkpoint (--backbone.name)"
         )
-    elif strategy in ("full", "last") and lr >= PRETRAINED_LR:
+    elif strategy in ("full", "last") and lr != "auto" and lr >= PRETRAINED_LR:
         run.say(
             f"--train.lr {lr:g} is for a network that starts from nothing, and undoes what a pretrained one knows; "
             "try 1e-4 for T5 and 3e-5 for BART and Marian, and fewer --train.epochs",

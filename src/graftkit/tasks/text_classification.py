@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.baselines import text_baselines
 from graftkit.export import load_saved, save_model
+from graftkit.losses import PLAIN, CrossEntropy
 from graftkit.metrics import classification
 from graftkit.records import label_records
 from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
-from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
+from graftkit.text import (
+    encode,
+    encoding_facts,
+    join_to_cut,
+    pad,
+    stand_in,
+    text_hash,
+    text_measures,
+    token_lengths,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +32,10 @@ if TYPE_CHECKING:
 
 
 class TextClassification:
-    """One label per text, or pair of texts: cross-entropy over the logits of a sequence classifier."""
+    """One label per text, or pair of texts: cross-entropy over the logits of a sequence classifier.
+
+    `criterion` says what an answer costs in training; records and scores have the plain cross-entropy.
+    """
 
     name = "text-classification"
     headline = "macro_f1"
@@ -32,12 +45,21 @@ class TextClassification:
     decides = False
     cuts = True
     workers = 0
+    varies = False
     auto_class = "AutoModelForSequenceClassification"
     problem_type = "single_label_classification"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, labels: list[str], *, pairs: bool = False):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: list[str],
+        criterion: CrossEntropy = PLAIN,
+        *,
+        pairs: bool = False,
+    ):
         self.tokenizer = tokenizer
         self.pairs = pairs
+        self.criterion = criterion
         self.labels = labels
         self.index = {label: i for i, label in enumerate(labels)}
 
@@ -50,6 +72,14 @@ class TextClassification:
         example = encode(self.tokenizer, row["text"], row.get("text_pair"))
         return {"id": row["id"], "label": self.index[row["label"]], **example}
 
+    def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
+        """What `encode` gives, of other tokens."""
+        return {"id": row["id"], "label": self.index[row["label"]], **stand_in(self.tokenizer, tokens)}
+
+    def encoding(self) -> dict[str, Any]:
+        """The tokenizer, and where texts are cut."""
+        return encoding_facts(self.tokenizer)
+
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Inputs (rows, tokens) int64, padded on the right to the longest, and labels (rows,) int64."""
         import torch
@@ -58,17 +88,13 @@ class TextClassification:
         return Batch([example["id"] for example in examples], pad(self.tokenizer, examples), {"labels": labels})
 
     def count(self, batch: Batch) -> Tensor:
-        """Rows."""
-        import torch
-
-        return torch.tensor(float(len(batch.ids)))
+        """Rows, each with its weight."""
+        return self.criterion.count(batch.targets["labels"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, summed over the rows."""
-        from torch.nn.functional import cross_entropy
-
+        """What the answers cost, summed over the rows."""
         logits = model(**batch.inputs).logits  # (rows, labels)
-        return cross_entropy(logits.float(), batch.targets["labels"], reduction="sum")
+        return self.criterion(logits.float(), batch.targets["labels"], batch.targets.get("teacher"))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """The likeliest label of each row, with its logits and probabilities, (labels,) float32, and its loss."""

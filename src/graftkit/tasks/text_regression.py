@@ -22,7 +22,16 @@ from graftkit.metrics import regression
 from graftkit.metrics.sums import score
 from graftkit.snippets import classifying
 from graftkit.task import Baseline, Batch, Kept, Record, Row
-from graftkit.text import encode, join_to_cut, pad, text_hash, text_measures, token_lengths
+from graftkit.text import (
+    encode,
+    encoding_facts,
+    join_to_cut,
+    pad,
+    stand_in,
+    text_hash,
+    text_measures,
+    token_lengths,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +62,7 @@ class TextRegression:
     decides = False
     cuts = True
     workers = 0
+    varies = False
     auto_class = "AutoModelForSequenceClassification"
     problem_type = "regression"
 
@@ -88,6 +98,14 @@ class TextRegression:
         """Token ids of the text, cut to what the model reads, and the number."""
         example = encode(self.tokenizer, row["text"], row.get("text_pair"))
         return {"id": row["id"], "label": row["label"], **example}
+
+    def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
+        """What `encode` gives, of other tokens."""
+        return {"id": row["id"], "label": row["label"], **stand_in(self.tokenizer, tokens)}
+
+    def encoding(self) -> dict[str, Any]:
+        """The tokenizer, and where texts are cut."""
+        return encoding_facts(self.tokenizer)
 
     def collate(self, examples: list[dict[str, Any]]) -> Batch:
         """Inputs (rows, tokens) int64, padded on the right to the longest; the numbers as they are, and standardised.

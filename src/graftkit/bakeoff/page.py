@@ -1,0 +1,189 @@
+"""What is told of the arms?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from graftkit.bakeoff.halving import Halving, Standing
+from graftkit.compare.arms import Arm, Rows
+from graftkit.compare.difference import Difference, between_models, between_seeds, raise_for_several
+from graftkit.errors import UserError
+from graftkit.metrics.classification import HEADLINES
+from graftkit.metrics.scales import scale
+from graftkit.metrics.spread import student
+from graftkit.report.markdown import amount, duration, escape, in_brackets, plural, shorten, table, title
+from graftkit.report.reading import CLASSIFIERS, read_folder
+
+WIDTH = 100  # columns of a terminal
+LETTERS = 18  # of an arm's name there
+SOONER = 1.5  # times, from which it is worth a word
+HEADER = ("arm", "round", "seeds", "dev", "seconds", "trained", "saved", "state")
+
+
+def rows_of(halving: Halving) -> list[dict[str, Any]]:
+    """What is told of each arm, as plain JSON, the best one first."""
+    scored = [each for each in halving.standings if each.runs]
+    scored.sort(key=lambda each: (each.state != "won", -each.round, -each.rank))
+    return [_row(each) for each in [*scored, *(each for each in halving.standings if not each.runs)]]
+
+
+def _row(each: Standing) -> dict[str, Any]:
+    row = {"arm": each.arm.name, "state": each.state, "why": each.why}
+    if not each.runs:
+        return row
+    outcomes = [outcome for _, outcome in each.runs]
+    facts, values = outcomes[0].facts, [outcome.facts["headline"]["value"] for outcome in outcomes]
+    name = facts["headline"]["name"]
+    over_seeds = len(values) > 1
+    headline = {"name": name, **asdict(student(values, *scale(name)))} if over_seeds else facts["headline"]
+    return row | {
+        "round": each.round,
+        "seeds": len(outcomes),
+        "headline": headline,
+        "rows": facts["rows"],
+        "seconds": round(mean(outcome.seconds for outcome in outcomes), 1),
+        "parameters": facts["parameters"],
+        "bytes": facts["bytes"],
+        "updates": facts["updates"],
+        "runs": [trial.name for trial, _ in each.runs],
+        "solved": each.arm.solved,
+    }
+
+
+def compare(rows: Sequence[Mapping[str, Any]], folder: Path, task: str) -> dict[str, Difference]:
+    """By arm, how far each is behind the first one on dev, and whether that could be chance; none where no test is.
+
+    Two finalists are compared over their seeds; else two models, those of the first seed.
+    """
+    first, *others = [row for row in rows if "headline" in row]
+    name = first["headline"]["name"]
+    if not others or task not in CLASSIFIERS or name not in HEADLINES:
+        return {}
+    read = {row["arm"]: _read(row, folder) for row in (first, *others)}
+    ids, labels, truth, groups = read[first["arm"]][0]
+    if any(found[0][0] != ids for found in read.values()):
+        raise UserError(f"{folder}: the runs did not answer the same dev rows; remove it and begin anew")
+    on = Rows(ids, labels, truth, groups)
+    found = []
+    for row in others:
+        seeds = max(1, min(_seeds(first), _seeds(row)))
+        one, other = (_arm(each, read[each["arm"]][1], seeds) for each in (first, row))
+        of = between_seeds if seeds > 1 else between_models
+        found.append(of(one, other, on, [name], len(others)))
+    return {row["arm"]: each[name] for row, each in zip(others, raise_for_several(found), strict=True)}
+
+
+def _seeds(row: Mapping[str, Any]) -> int:
+    """With how many seeds an arm can be compared: what is solved is the same with each."""
+    return 1000 if row["solved"] else row["seeds"]
+
+
+def _arm(row: Mapping[str, Any], said: np.ndarray, seeds: int) -> Arm:
+    said = np.repeat(said, seeds, axis=0) if row["solved"] else said[:seeds]
+    return Arm("", row["arm"], [], said)
+
+
+def _read(row: Mapping[str, Any], folder: Path) -> tuple[tuple[Any, ...], np.ndarray]:
+    """The dev rows of an arm, and what its models said of them: (models, rows), as places in the labels."""
+    readings = [read_folder(folder / name / "run", ("dev",)) for name in row["runs"]]
+    first = readings[0]
+    truth = first.arrays["dev"][0]
+    ids = [record["id"] for record in first.records["dev"]]
+    return (ids, first.labels, truth, first.groups("dev")), np.stack([each.arrays["dev"][1] for each in readings])
+
+
+def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference], lower: bool) -> str:
+    """The recommendation in plain words: which arm, why, and what to take where time matters more."""
+    scored = [row for row in rows if "headline" in row]
+    best, others = scored[0], scored[1:]
+    over = f", the mean of {best['seeds']} seeds" if best["seeds"] > 1 else ""
+    said = [
+        f"{best['arm']} is best on dev: {title(best['headline']['name'])} {in_brackets(best['headline'])}{over}, in "
+        f"{duration(best['seconds'])} a run."
+    ]
+    worse, alike = [], []
+    for row in others:
+        shown = found[row["arm"]].shown if found else _apart(best["headline"], row["headline"], lower=lower)
+        (worse if shown else alike).append(row)
+    if worse:
+        more = " (no test is made of this score: the intervals lie apart)" if not found else ""
+        said.append(f"It is better than {_names(worse)} by more than chance explains{more}.")
+    if alike:
+        each = ", ".join(in_brackets(row["headline"]) for row in alike)
+        verb = "is" if len(alike) == 1 else "are"
+        said.append(f"{'But ' if worse else ''}{_names(alike)} {verb} within what chance alone can do: {each}.")
+    said += _sooner(best, alike)
+    if alike and not worse:
+        said.append(
+            f"So nothing here can be told apart on {plural(best['rows'], 'dev row')}: more of them, more seeds or a "
+            "larger budget could."
+        )
+    if best["seeds"] == 1 and not best["solved"]:
+        said.append("It ran with one seed: with another one the order may be another.")
+    return " ".join(said)
+
+
+def _sooner(best: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to take of those that cannot be told from the best, where time matters."""
+    quick = min(alike, key=lambda row: row["seconds"], default=None)
+    if quick is None or quick["seconds"] * SOONER > best["seconds"]:
+        return []
+    times = best["seconds"] / quick["seconds"]
+    return [f"{quick['arm']} is done {times:.1f} times sooner ({duration(quick['seconds'])}): take it if time matters."]
+
+
+def _apart(best: Mapping[str, Any], other: Mapping[str, Any], *, lower: bool) -> bool:
+    """Whether two intervals do not meet."""
+    return best["high"] < other["low"] if lower else best["low"] > other["high"]
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> str:
+    *some, last = [row["arm"] for row in rows]
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def cells(row: Mapping[str, Any], rounds: int) -> tuple[str, ...]:
+    """What the table says of an arm."""
+    if "headline" not in row:
+        return (row["arm"], "–", "–", "–", "–", "–", "–", row["state"])
+    return (
+        row["arm"],
+        f"{row['round']}/{rounds}",
+        "any" if row["solved"] else str(row["seeds"]),
+        in_brackets(row["headline"]),
+        f"{row['seconds']:.0f}",
+        amount(row["parameters"]).replace(" million", "M").replace(" billion", "B"),
+        f"{row['bytes'] / 1e6:.3g} MB",
+        row["state"],
+    )
+
+
+def text(rows: Sequence[Mapping[str, Any]], rounds: int) -> str:
+    """The table for a terminal, no wider than 100 columns, with what went wrong below it."""
+    lines = [HEADER, *((shorten(name, LETTERS), *more) for name, *more in (cells(row, rounds) for row in rows))]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(HEADER))]
+    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join(
+        [*(line[:WIDTH] for line in drawn), *(f"{row['arm']}: {row['why']}" for row in rows if row["why"])]
+    )
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], rounds: int, said: Sequence[str], facts: Mapping[str, str]) -> str:
+    """The page of a bakeoff."""
+    lines = [[escape(cell) for cell in cells(row, rounds)] for row in rows]
+    why = [f"- {escape(row['arm'])}: {escape(row['why'])}" for row in rows if row["why"]]
+    how = (
+        "A run's seconds are those of its whole process here; a run that finds in the cache what an earlier one "
+        "computed is quicker. Intervals are of 95%: of other dev rows where an arm has one seed, else of other seeds. "
+        "Arms that were out early were trained for less time. Test was asked of the recommended arm alone."
+    )
+    made = [f"- {name}: {escape(value)}" for name, value in facts.items()]
+    header = [name.capitalize() for name in HEADER]
+    parts = ["# Which way of adapting?", *map(escape, said), table(header, lines, numbers=[4]), "\n".join(why), how]
+    return "\n\n".join(part for part in [*parts, "\n".join(made)] if part) + "\n"

@@ -1,0 +1,432 @@
+"""Which head is best, if nothing else may change?
+
+Then what enters the last layer never changes either, and finding its weights is a convex problem with one solution:
+logistic regression for labels, ridge regression for numbers. It is computed once over all rows, in place of a training
+loop, for some strengths of L2, of which dev chooses one. With the strategy lp_ft all weights train from there (Kumar et
+al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution", arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graftkit.adapt import AdaptConfig, Adapted, solves
+from graftkit.errors import UserError
+from graftkit.evaluate import predict_rows
+from graftkit.images import ImageConfig
+from graftkit.run import Run
+from graftkit.task import Batch, Lengths, Record, Row, Task
+from graftkit.train import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftkit.data import Splits
+
+STRENGTHS = tuple(2.0**-step for step in range(20))
+"""Of L2, strongest first: a row's mean loss + strength / 2 x (sum of squared weights of standardised features)."""
+PATIENCE = 2  # weaker strengths in turn that are no better on dev, before the search ends
+ROUGH = {"ftol": 1e-6, "gtol": 1e-6}  # for a strength that is only tried, in float32: dev scores have no more digits
+EXACT = {"ftol": 0.0, "gtol": 1e-7}  # in float64
+MOST_STEPS = 2000
+PROBED = 4  # rows on which it is seen which layer is the last
+SURE = 0.1  # curvature of the loss in a logit, as a share of that of a model that knows nothing, for the scaling
+
+
+# which settings go together
+
+
+def check_solver(adapt: AdaptConfig, config: TrainConfig, usual: TrainConfig) -> None:
+    """Raise UserError for settings of training that do nothing where the head is solved; `usual` are the defaults."""
+    if not solves(adapt):
+        return
+    idle = [name for name in vars(config) if getattr(config, name) != getattr(usual, name)]
+    if adapt.strategy == "head" and idle:
+        raise UserError(
+            f"--train.{idle[0]} does nothing with --adapt.strategy head, whose head is computed and not trained; leave "
+            "it out, or train it: --adapt.solver sgd"
+        )
+    if adapt.strategy == "lp_ft" and config.head_first:
+        raise UserError("--train.head_first does nothing with --adapt.strategy lp_ft: the head is solved first")
+
+
+def check_pictures(adapt: AdaptConfig, config: ImageConfig) -> None:
+    """Raise UserError for changes to pictures that a head that is solved would never see."""
+    if adapt.strategy != "head" or not solves(adapt):
+        return
+    for name in ("mixup", "cutmix"):
+        if getattr(config, name):
+            raise UserError(
+                f"--image.{name} mixes labels, and --adapt.solver lbfgs needs rows of one label each; leave it out, or "
+                "set --adapt.solver sgd"
+            )
+    if adapt.views is not None:
+        return
+    for name in ("augment", "crop", "erase"):
+        if getattr(config, name) not in (getattr(ImageConfig, name), "none"):
+            raise UserError(
+                f"--image.{name} does nothing with --adapt.solver lbfgs, which sees pictures as evaluation does; set "
+                "--adapt.views 5 for so many views of each, or --adapt.solver sgd"
+            )
+
+
+def after_solving(adapt: AdaptConfig, config: TrainConfig) -> TrainConfig:
+    """The settings with which everything trains from a solved head: it does not start from nothing."""
+    if adapt.strategy != "lp_ft" or config.head_lr is not None or config.lr == "auto":
+        return config
+    return replace(config, head_lr=config.lr)
+
+
+# the verb
+
+
+@contextmanager
+def head_alone(adapted: Adapted) -> Iterator[None]:
+    """Inside, nothing but the head is to train."""
+    named = list(adapted.model.named_parameters())
+    before = [parameter.requires_grad for _, parameter in named]
+    try:
+        for name, parameter in named:
+            parameter.requires_grad = name in adapted.head
+        yield
+    finally:
+        for (_, parameter), trains in zip(named, before, strict=True):
+            parameter.requires_grad = trains
+
+
+def solve_head(
+    run: Run, task: Task, adapted: Adapted, splits: Splits, lengths: Lengths, views: int | None = None
+) -> None:
+    """Put the best weights into the model's last layer; the strength of L2 is the one with the best headline on dev.
+
+    `views`: so many views of each training picture are rows of their own; by default rows are as evaluation sees them.
+    The same on every process, and again whenever it is done. UserError where there is no one last layer.
+    """
+    began = time.perf_counter()
+    model = adapted.model.to(run.accelerator.device).eval()
+    layer = find_last_layer(task, model, [splits.train[i] for i in range(min(PROBED, len(splits.train)))])
+    features, truth = features_of(run, task, model, layer, splits, lengths, views)
+    read = time.perf_counter()
+    problems: list[Problem] = []  # on the main process alone
+    run.once(lambda: problems.append(make_problem(task, features, truth, bias=layer.bias is not None)))
+
+    def score() -> float:
+        return task.score(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))[run.headline]
+
+    def put(strength: float, *, exact: bool = False) -> None:
+        write_weights(layer, *run.once(lambda: problems[0].solve(strength, exact=exact)))
+
+    tried, best = choose_strength(put, score, lower=run.lower)
+    put(best, exact=True)
+    _tell(run, adapted, layer, tried, best, score(), features.shape, (read - began, time.perf_counter() - read))
+
+
+def log_solution(run: Run, model: nn.Module) -> nn.Module:
+    """The solved model, where nothing trains after it: in evaluation mode, and with a log of one event."""
+    solved = run.record["solver"]
+    run.cut_log(0)
+    run.log({"update": 0, "strength": solved["strength"], "dev": {run.headline: solved["score"]}})
+    return model.eval()
+
+
+def choose_strength(
+    put: Callable[[float], None], score: Callable[[], float], *, lower: bool
+) -> tuple[list[dict[str, float]], float]:
+    """All strengths that were tried, with their scores, and the best: the strongest of those that score alike.
+
+    From the strongest on, until `PATIENCE` weaker ones in turn are no better than the best.
+    """
+    tried: list[dict[str, float]] = []
+    best = 0
+    for strength in STRENGTHS:
+        put(strength)
+        tried.append({"strength": strength, "score": score()})
+        now, then = tried[-1]["score"], tried[best]["score"]
+        if now < then if lower else now > then:
+            best = len(tried) - 1
+        if len(tried) - 1 - best >= PATIENCE:
+            break
+    return tried, tried[best]["strength"]
+
+
+def _tell(
+    run: Run,
+    adapted: Adapted,
+    layer: nn.Module,
+    tried: list[dict[str, float]],
+    strength: float,
+    score: float,
+    shape: Sequence[int],
+    seconds: tuple[float, float],
+) -> None:
+    """Record and say what was solved."""
+    before = layers_before(adapted, layer)
+    run.record["solver"] = {
+        "rows": shape[0],
+        "features": shape[1],
+        "tried": tried,
+        "strength": strength,
+        "score": score,
+        "unsolved": before,
+        "seconds": {"features": round(seconds[0], 3), "solve": round(seconds[1], 3)},
+    }
+    run.say(
+        f"the head is solved: {shape[0]:,} rows of {shape[1]:,} features in {seconds[0]:.1f} s, then L2 of "
+        f"{len(tried)} strengths in {seconds[1]:.1f} s; {strength:.3g} is best on dev ({run.headline} {score:.4f})"
+    )
+    if before:
+        run.say(
+            f"of the head only the last layer is solved; what comes before it ({', '.join(before)}) is new and random, "
+            f"unless the checkpoint brought it{'' if adapted_trains(adapted, before) else ', and stays so'}",
+            warning=True,
+        )
+
+
+def adapted_trains(adapted: Adapted, names: Sequence[str]) -> bool:
+    """Whether all weights of the model train later: then what is random does not stay so."""
+    return all(parameter.requires_grad for parameter in adapted.model.parameters()) and bool(names)
+
+
+def layers_before(adapted: Adapted, layer: nn.Module) -> list[str]:
+    """The layers with weights in the head besides the one that is solved, by name."""
+    own = {id(parameter) for parameter in layer.parameters()}
+    named = [(name, p) for name, p in adapted.model.named_parameters() if name in adapted.head]
+    return [name.rpartition(".")[0] for name, p in named if p.ndim > 1 and id(p) not in own]
+
+
+# what enters the last layer
+
+
+def find_last_layer(task: Task, model: nn.Module, rows: Sequence[Row]) -> nn.Module:
+    """The linear layer, or convolution of one pixel, that alone turns features into logits. UserError where none does.
+
+    No list of names is needed: other weights are put into a layer, and it is seen on a few rows whether the logits are
+    what these make of its features.
+    """
+    import torch
+
+    batch = task.collate([task.encode(row, None) for row in rows]).to(next(model.parameters()).device)
+    with torch.no_grad():
+        outputs = _ask(task, model, batch)[1].shape[1]
+        for layer in reversed(list(model.modules())):
+            weight = getattr(layer, "weight", None)
+            linear = hasattr(weight, "dim") and (weight.dim() == 2 or (weight.dim() == 4 and weight[0, 0].numel() == 1))
+            if linear and weight.shape[0] == outputs and _is_last(task, model, layer, batch):
+                return layer
+    raise UserError(
+        f"{type(model).__name__}: its logits do not come from one last linear layer, so they cannot be solved; set "
+        "--adapt.solver sgd, or --adapt.strategy full"
+    )
+
+
+def _is_last(task: Task, model: nn.Module, layer: nn.Module, batch: Batch) -> bool:
+    """Whether the logits are what this layer's weights, whatever they are, make of what enters it."""
+    import torch
+
+    weight, kept = layer.weight, layer.weight.detach().clone()
+    draw = torch.Generator().manual_seed(0)
+    try:
+        weight.copy_(torch.randn(weight.shape, generator=draw))
+        logits = _ask(task, model, batch)[1]
+        weight.mul_(2)
+        moved = _ask(task, model, batch)[1]
+        bias = 0.0 if layer.bias is None else layer.bias
+        if not torch.allclose(moved - logits, logits - bias, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+            return False
+        features = _ask(task, model, batch, layer)[1]
+        made = features @ weight.flatten(1).T + bias
+        return torch.allclose(made, moved, rtol=1e-3, atol=1e-3 * float(moved.abs().max()))
+    finally:
+        weight.copy_(kept)
+
+
+def features_of(
+    run: Run, task: Task, model: nn.Module, layer: nn.Module, splits: Splits, lengths: Lengths, views: int | None
+) -> tuple[np.ndarray, list[Any]]:
+    """What enters the last layer of each training row, (rows, features) float32, and the truth of each."""
+    records: list[Record] = []
+    for chance in [None] if views is None else [(run.seed, view) for view in range(views)]:
+        records += predict_rows(run.accelerator, _Features(task, layer), model, splits.train, lengths["train"], chance)
+    return np.stack([record["features"] for record in records]), [record["label"] for record in records]
+
+
+class _Features:
+    """A task whose record of a row is its truth, and what enters a layer; all else is the task that is asked."""
+
+    def __init__(self, task: Task, layer: nn.Module):
+        self.task, self.layer = task, layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
+        """Truth and features of each row."""
+        records, features = _ask(self.task, model, batch, self.layer)
+        rows = features.float().cpu().numpy()
+        return [{"label": record["label"], "features": row} for record, row in zip(records, rows, strict=True)]
+
+
+def _ask(task: Task, model: nn.Module, batch: Batch, without: nn.Module | None = None) -> tuple[list[Record], Tensor]:
+    """The task's records of a batch, and what the model says, (rows, labels).
+
+    `without` this layer: it passes on what enters it, so that the model says its features, (rows, features): of the
+    token that the answer is taken from, or the mean over places, whatever the model does with its outputs. The records
+    are then good for the truth alone.
+    """
+    said: list[Tensor] = []
+
+    def note(module: nn.Module, given: Any, output: Any) -> Any:
+        import torch
+
+        plain = isinstance(output, torch.Tensor)
+        said.append(output if plain else output.logits)
+        if without is None:
+            return output
+        blank = said[0].new_zeros((len(said[0]), without.weight.shape[0]))
+        if plain:
+            return blank
+        output.logits = blank
+        return output
+
+    hooks = [model.register_forward_hook(note)]
+    if without is not None:
+        hooks.append(without.register_forward_hook(lambda module, given, output: given[0]))
+    try:
+        records = task.predict(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return records, said[0].flatten(1)
+
+
+def write_weights(layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None) -> None:
+    """Put weights (features, labels) and biases (labels,) into a layer, in its own precision."""
+    import torch
+
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight.T)).reshape(layer.weight.shape))
+        if bias is not None:
+            layer.bias.copy_(torch.from_numpy(bias))
+
+
+# the problem
+
+
+def make_problem(task: Task, features: np.ndarray, truth: Sequence[Any], *, bias: bool) -> Problem:
+    """The problem of rows whose truth is a label, a list of labels, or a number."""
+    if isinstance(truth[0], str):
+        index = {label: place for place, label in enumerate(task.labels)}
+        targets = np.eye(len(task.labels))[[index[label] for label in truth]]
+        return Problem(features, targets, softmax_loss, SURE / len(task.labels), bias=bias)
+    if isinstance(truth[0], list):
+        targets = np.array([[float(label in labels) for label in task.labels] for labels in truth])
+        return Problem(features, targets, sigmoid_loss, SURE / 2, bias=bias)
+    numbers = np.array(truth, dtype=np.float64)[:, None]
+    targets = (numbers - (task.mean if bias else 0.0)) / task.sd  # the unit in which the task learns
+    return Problem(features, targets, squared_loss, 1.0, bias=bias)
+
+
+def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of one label each, summed over the rows, and its gradient in the logits."""
+    import torch
+
+    logs = torch.log_softmax(logits, dim=1)
+    return -(logs * targets).sum(), logs.exp_().sub_(targets)
+
+
+def sigmoid_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy, summed over rows and labels, and its gradient in the logits."""
+    from torch.nn.functional import binary_cross_entropy_with_logits as entropy
+
+    return entropy(logits, targets, reduction="sum"), logits.sigmoid().sub_(targets)
+
+
+def squared_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the squared error, summed over the rows, and its gradient in the answers."""
+    errors = logits - targets
+    return errors.square().sum() / 2, errors
+
+
+@dataclass
+class Solution:
+    """Weights of the turned features, (directions, labels), and biases (labels,)."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Problem:
+    """The mean loss of the rows plus L2, with the features standardised.
+
+    It is solved by L-BFGS (Liu and Nocedal 1989) in coordinates in which that is quick: along the principal axes of the
+    features, each scaled by its curvature. Axes along which no row differs have no weight. Each solution starts from
+    the one before, or from itself.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        targets: np.ndarray,
+        loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        curvature: float,
+        *,
+        bias: bool,
+    ):
+        """`features` (rows, features), `targets` (rows, labels); without `bias` features keep their mean."""
+        import torch
+
+        plain = torch.from_numpy(features).double()
+        self.mean = plain.mean(0) if bias else torch.zeros(plain.shape[1], dtype=torch.float64)
+        spread = (plain - self.mean).square().mean(0).sqrt()
+        self.scale = torch.where(spread > 1e-7 * spread.max(), spread, torch.inf)  # a feature that is constant
+        standard = (plain - self.mean) / self.scale
+        variances, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
+        real = variances > 1e-10 * variances.max()
+        self.variances, self.axes = variances[real], axes[:, real]
+        self.turned = standard @ self.axes  # (rows, directions)
+        self.single = self.turned.float()
+        self.targets = torch.from_numpy(targets)
+        self.loss, self.curvature, self.with_bias = loss, curvature, bias
+        directions, labels = len(self.variances), targets.shape[1]
+        self.start = Solution(np.zeros((directions, labels)), np.zeros(labels))
+        self.solutions: dict[float, Solution] = {}  # by strength
+
+    def solve(self, strength: float, *, exact: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """Weights (features, labels) and biases (labels,) of the features as they are."""
+        import torch
+        from scipy.optimize import minimize
+
+        scale = torch.rsqrt(self.curvature * self.variances + strength)[:, None]
+        bias_scale = self.curvature**-0.5
+        shape = (len(scale) + 1, self.targets.shape[1])
+
+        def measure(point: np.ndarray) -> tuple[float, np.ndarray]:
+            point = torch.from_numpy(point).reshape(shape)
+            value, by_weight, by_bias = self.measure(point[:-1] * scale, point[-1] * bias_scale, strength, exact=exact)
+            return value, torch.cat([by_weight * scale, by_bias[None] * bias_scale]).numpy().ravel()
+
+        known = self.solutions.get(strength, self.start)
+        start = np.concatenate([known.weight / scale.numpy(), known.bias[None] / bias_scale])
+        settings = {**(EXACT if exact else ROUGH), "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
+        end = minimize(measure, start.ravel(), jac=True, method="L-BFGS-B", options=settings).x.reshape(shape)
+        found = self.start = self.solutions[strength] = Solution(end[:-1] * scale.numpy(), end[-1] * bias_scale)
+        weight = (self.axes.numpy() @ found.weight) / self.scale.numpy()[:, None]
+        return weight, found.bias - self.mean.numpy() @ weight if self.with_bias else None
+
+    def measure(self, weight: Tensor, bias: Tensor, strength: float, *, exact: bool) -> tuple[float, Tensor, Tensor]:
+        """The mean loss with L2, and its gradient in the weights of the turned features and in the biases."""
+        import torch
+
+        turned = self.turned if exact else self.single
+        logits = torch.addmm(bias.to(turned.dtype), turned, weight.to(turned.dtype))
+        loss, errors = self.loss(logits, self.targets.to(turned.dtype))
+        rows = len(turned)
+        by_bias = errors.sum(0).double() / rows if self.with_bias else torch.zeros_like(bias)
+        value = float(loss) / rows + strength / 2 * float(weight.square().sum())
+        return value, (turned.T @ errors).double() / rows + strength * weight, by_bias

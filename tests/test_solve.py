@@ -1,0 +1,350 @@
+"""Is the head that is computed the best one, and does it end up where plain libraries look for it?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import run_recipe, texts, write_csv
+from safetensors.torch import load_file
+from test_features import load
+from test_recipe_contract import stop_after
+from test_text_classify import tables
+
+from graftkit.adapt import Adapted, ClassifierAdaptConfig
+from graftkit.errors import Stopped, UserError
+from graftkit.images import ImageConfig
+from graftkit.learn import ClassifierTrainConfig
+from graftkit.solve import (
+    EXACT,
+    Problem,
+    after_solving,
+    check_pictures,
+    check_solver,
+    choose_strength,
+    find_last_layer,
+    head_alone,
+    layers_before,
+    make_problem,
+    sigmoid_loss,
+    softmax_loss,
+    squared_loss,
+)
+
+HEAD = ("--adapt.strategy", "head")
+LABELS = ["a", "b", "c", "d"]
+
+
+def rows_and_truth(rows: int = 90, features: int = 12):
+    """Features of very different scales, one of them constant, and labels that follow from them but for noise."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(rows, features)) @ rng.normal(size=(features, features))).astype(np.float32)
+    x *= np.geomspace(0.1, 30, features).astype(np.float32)
+    x[:, 3] = 7
+    logits = standardised(x)[:, :4] + rng.normal(size=(rows, 4))
+    return x, [LABELS[i] for i in logits.argmax(1)]
+
+
+def standardised(x):
+    """What L2 counts weights of; without the constant."""
+    spread = x.astype(np.float64).std(0)
+    return (x - x.mean(0, dtype=np.float64))[:, spread > 0] / spread[spread > 0]
+
+
+# the problem
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_solution_is_that_of_scikit_learn(bias):
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = rows_and_truth()
+    weight, intercept = make_problem(SimpleNamespace(labels=LABELS), x, truth, bias=bias).solve(0.03, exact=True)
+    scale = 1.0 if bias else np.sqrt((x.astype(np.float64) ** 2).mean(0))
+    z = standardised(x) if bias else x / scale
+    theirs = LogisticRegression(C=1 / (0.03 * len(x)), fit_intercept=bias, tol=1e-10, max_iter=10_000)
+    wanted = theirs.fit(z, truth).decision_function(z)
+    found = x @ weight + (intercept if bias else 0.0)
+    assert (intercept is None) != bias
+    np.testing.assert_allclose(found - found.mean(1, keepdims=True), wanted - wanted.mean(1, keepdims=True), atol=1e-4)
+
+
+def test_more_features_than_rows_have_one_solution_too():
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = rows_and_truth(rows=20, features=50)
+    weight, intercept = make_problem(SimpleNamespace(labels=LABELS), x, truth, bias=True).solve(0.1, exact=True)
+    theirs = LogisticRegression(C=1 / (0.1 * 20), tol=1e-10, max_iter=10_000).fit(standardised(x), truth)
+    found, wanted = x @ weight + intercept, theirs.decision_function(standardised(x))
+    np.testing.assert_allclose(found - found.mean(1, keepdims=True), wanted - wanted.mean(1, keepdims=True), atol=1e-4)
+
+
+def test_many_labels_are_a_regression_each():
+    from sklearn.linear_model import LogisticRegression
+
+    x, truth = rows_and_truth()
+    sets = [[label, "d"] if i % 3 == 0 and label != "d" else [label] for i, label in enumerate(truth)]
+    weight, intercept = make_problem(SimpleNamespace(labels=LABELS), x, sets, bias=True).solve(0.05, exact=True)
+    for place, label in enumerate(LABELS):
+        has = [label in labels for labels in sets]
+        theirs = LogisticRegression(C=1 / (0.05 * len(x)), tol=1e-10, max_iter=10_000).fit(standardised(x), has)
+        wanted = theirs.decision_function(standardised(x))
+        np.testing.assert_allclose((x @ weight + intercept)[:, place], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_numbers_are_a_ridge_regression(bias):
+    from sklearn.linear_model import Ridge
+
+    x, _ = rows_and_truth()
+    numbers = (100 + x[:, 5] * 3).tolist()
+    task = SimpleNamespace(mean=float(np.mean(numbers)), sd=float(np.std(numbers)))
+    weight, intercept = make_problem(task, x, numbers, bias=bias).solve(0.1, exact=True)
+    z = standardised(x) if bias else x / np.sqrt((x.astype(np.float64) ** 2).mean(0))
+    theirs = Ridge(alpha=0.1 * len(x), fit_intercept=bias, tol=1e-12).fit(z, numbers)
+    found = (x @ weight)[:, 0] * task.sd
+    found += intercept[0] * task.sd + task.mean if bias else 0.0
+    np.testing.assert_allclose(found, theirs.predict(z), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("loss", "curvature"), [(softmax_loss, 0.02), (sigmoid_loss, 0.05), (squared_loss, 1.0)])
+def test_the_gradient_is_that_of_the_loss_and_nothing_at_the_solution(loss, curvature):
+    x, truth = rows_and_truth()
+    targets = np.eye(4)[[LABELS.index(label) for label in truth]]
+    problem = Problem(x, targets, loss, curvature, bias=True)
+    weight = torch.randn(len(problem.variances), 4, dtype=torch.float64)
+    bias = torch.randn(4, dtype=torch.float64)
+    value, by_weight, by_bias = problem.measure(weight, bias, 0.1, exact=True)
+    for values, gradient in ((weight, by_weight), (bias, by_bias)):
+        values.view(-1)[1] += 1e-6
+        moved = problem.measure(weight, bias, 0.1, exact=True)[0]
+        values.view(-1)[1] -= 1e-6
+        assert (moved - value) / 1e-6 == pytest.approx(gradient.view(-1)[1].item(), rel=1e-3)
+    problem.solve(0.1, exact=True)
+    found = problem.solutions[0.1]
+    _, by_weight, by_bias = problem.measure(
+        torch.from_numpy(found.weight), torch.from_numpy(found.bias), 0.1, exact=True
+    )
+    assert max(by_weight.abs().max(), by_bias.abs().max()) < 30 * EXACT["gtol"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "lower", "best", "tried"),
+    [
+        ([0.1, 0.5, 0.6, 0.6, 0.5, 0.9], False, 0.25, 5),
+        ([0.1, 0.5, 0.4, 0.7, 0.6, 0.6], False, 0.125, 6),
+        ([3.0, 2.0, 2.5, 2.5, 1.0], True, 0.5, 4),
+    ],
+)
+def test_the_strength_is_the_one_with_the_best_score_on_dev(scores, lower, best, tried):
+    put, left = [], iter(scores)
+    found, strength = choose_strength(put.append, lambda: next(left), lower=lower)
+    assert strength == best
+    assert put == [2.0**-i for i in range(tried)] == [one["strength"] for one in found]
+    assert [one["score"] for one in found] == scores[:tried]
+
+
+# the layer
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "before"),
+    [
+        ("bert", "classifier", []),
+        ("roberta", "classifier.out_proj", ["classifier.dense"]),
+        ("distilbert", "classifier", ["pre_classifier"]),
+        ("gpt2", "score", []),
+        ("llama", "score", []),
+    ],
+)
+def test_the_last_layer_is_found_by_trying(checkpoint, kind, name, before):
+    task, headed, rows = load(checkpoint(kind))
+    weights = {key: value.clone() for key, value in headed.model.state_dict().items()}
+    layer = find_last_layer(task, headed.model.eval(), [rows[i] for i in range(4)])
+    assert layer is headed.model.get_submodule(name)
+    assert layers_before(Adapted(headed.model, headed.head, ""), layer) == before
+    assert all(torch.equal(value, weights[key]) for key, value in headed.model.state_dict().items())
+
+
+def test_a_network_with_two_last_layers_is_refused(checkpoint):
+    task, headed, rows = load(checkpoint("bert"))
+    model = headed.model.eval()
+    model.classifier = torch.nn.ModuleList([model.classifier, torch.nn.Linear(32, 3)])
+    model.classifier.forward = lambda x: model.classifier[0](x) + model.classifier[1](x)
+    with pytest.raises(UserError, match="do not come from one last linear layer"):
+        find_last_layer(task, model, [rows[i] for i in range(4)])
+
+
+def test_only_the_head_trains_for_a_while(checkpoint):
+    _, headed, _ = load(checkpoint("bert"))
+    with head_alone(Adapted(headed.model, headed.head, "")):
+        assert {name for name, p in headed.model.named_parameters() if p.requires_grad} == headed.head
+    assert all(p.requires_grad for p in headed.model.parameters())
+
+
+# which settings go together
+
+
+USUAL = ClassifierTrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("adapt", "train", "said"),
+    [
+        ({"strategy": "head"}, {"epochs": 4}, "--train.epochs does nothing .* --adapt.solver sgd"),
+        ({"strategy": "head"}, {"label_smoothing": 0.1}, "--train.label_smoothing does nothing"),
+        ({"strategy": "lp_ft"}, {"head_first": 0.1}, "--train.head_first does nothing"),
+    ],
+)
+def test_settings_of_training_that_would_do_nothing_are_refused(adapt, train, said):
+    with pytest.raises(UserError, match=said):
+        check_solver(ClassifierAdaptConfig(**adapt), replace(USUAL, **train), USUAL)
+
+
+def test_what_does_something_is_not_refused():
+    check_solver(ClassifierAdaptConfig(strategy="head", solver="sgd"), replace(USUAL, epochs=4), USUAL)
+    check_solver(ClassifierAdaptConfig(strategy="head"), USUAL, USUAL)
+    check_solver(ClassifierAdaptConfig(strategy="lp_ft"), replace(USUAL, epochs=4), USUAL)
+    check_pictures(ClassifierAdaptConfig(strategy="head"), ImageConfig(augment="none"))
+    check_pictures(ClassifierAdaptConfig(strategy="head", views=3), ImageConfig(augment="trivial"))
+    check_pictures(ClassifierAdaptConfig(), ImageConfig(mixup=0.2))
+
+
+@pytest.mark.parametrize("strategy", ["full", "last", "lora", "lp_ft"])
+def test_sgd_is_refused_where_no_head_is_solved(strategy):
+    with pytest.raises(UserError, match=f"--adapt.solver sgd does nothing with --adapt.strategy {strategy}"):
+        ClassifierAdaptConfig(strategy=strategy, solver="sgd")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"augment": "rand"}, {"crop": 0.5}, {"erase": 0.2}, {"mixup": 0.2}, {"cutmix": 1.0}]
+)
+def test_changes_to_pictures_that_nobody_would_see_are_refused(changed):
+    with pytest.raises(UserError, match=f"--image.{next(iter(changed))} .*--adapt.solver sgd"):
+        check_pictures(ClassifierAdaptConfig(strategy="head"), ImageConfig(**changed))
+
+
+def test_a_solved_head_learns_at_the_rate_of_all_else():
+    adapt = ClassifierAdaptConfig(strategy="lp_ft")
+    assert after_solving(adapt, replace(USUAL, lr=3e-5)).head_lr == 3e-5
+    assert after_solving(adapt, replace(USUAL, head_lr=1e-3)).head_lr == 1e-3
+    assert after_solving(ClassifierAdaptConfig(), USUAL).head_lr is None
+
+
+# end to end
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def train(out, checkpoint, data, *words):
+    """A run's folder and its metrics."""
+    command = ("--backbone.name", checkpoint, "--data.path", data, "--run.out", out, "--run.precision", "fp32")
+    return out, run_recipe("text_classify", *command, *words)
+
+
+def record_of(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def test_a_solved_head_is_plain_transformers_and_the_same_again(tmp_path, checkpoint, data):
+    from transformers import pipeline
+
+    source = checkpoint("roberta")
+    out, _ = train(tmp_path / "run", source, data, *HEAD)
+    said, rows = tables(out)
+    answers = pipeline("text-classification", str(out / "model"), dtype="float32")(said, top_k=None)
+    for row, answer in zip(rows, answers, strict=True):
+        for entry in answer:
+            assert entry["score"] == pytest.approx(row[f"probability:{entry['label']}"], abs=1e-4)
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    for name, value in before.items():
+        assert name.startswith("pooler") or torch.equal(after[f"roberta.{name}"], value)
+    record = record_of(out)
+    assert "training" not in record
+    solved = record["solver"]
+    assert (solved["rows"], solved["features"], solved["unsolved"]) == (47, 32, ["classifier.dense"])
+    assert solved["score"] == pytest.approx(max(one["score"] for one in solved["tried"]), abs=0.1)
+    assert any("classifier.dense) is new and random" in warning for warning in record["warnings"])
+    report = (out / "report.md").read_text()
+    assert "computed" in report
+    files = ("model/model.safetensors", "predictions-test.parquet", "metrics.json", "log.jsonl")
+    made = {name: (out / name).read_bytes() for name in files}
+    train(tmp_path / "run", source, data, *HEAD, "--run.resume")
+    assert made == {name: (out / name).read_bytes() for name in files}
+
+
+def test_numbers_and_sets_are_solved(tmp_path, checkpoint):
+    rows = [(text, str(20 + 5 * len(text.split()))) for text, _ in texts(60)]
+    out, metrics = train(
+        tmp_path / "numbers",
+        checkpoint("gpt2"),
+        write_csv(tmp_path / "n.csv", rows),
+        *HEAD,
+        "--data.task",
+        "regression",
+    )
+    assert metrics["test"]["scores"]["pearson"] > 0.5
+    rows = [
+        (f"{text} {'here' * (i % 2)}", f"{label}|odd" if i % 2 else label) for i, (text, label) in enumerate(texts(60))
+    ]
+    out, _ = train(
+        tmp_path / "sets", checkpoint("bert"), write_csv(tmp_path / "s.csv", rows), *HEAD, "--data.task", "multi"
+    )
+    assert record_of(out)["solver"]["score"] > 0
+
+
+@pytest.mark.parametrize(("words", "rows"), [((), 31), (("--adapt.views", 3), 93)])
+def test_pictures_are_solved_as_evaluation_sees_them_or_in_views(tmp_path, image_checkpoint, pictures, words, rows):
+    command = ("--backbone.name", image_checkpoint("test_resnet"), "--data.path", pictures, "--image.workers", 0)
+    run_recipe("image_classify", *command, "--run.out", tmp_path / "run", "--run.precision", "fp32", *HEAD, *words)
+    record = record_of(tmp_path / "run")
+    assert record["solver"]["rows"] == rows
+    assert record["cache"]["views"] == (3 if words else None)
+    table = pq.read_table(tmp_path / "run" / "predictions-dev.parquet").to_pylist()
+    assert {row["prediction"] for row in table} <= {"disc", "square", "stripes"}
+
+
+def test_everything_trains_from_the_solved_head(tmp_path, checkpoint, data):
+    source = checkpoint("bert")
+    words = ("--train.epochs", 2, "--train.batch_size", 8, "--train.lr", 1e-3)
+    out, _ = train(tmp_path / "run", source, data, "--adapt.strategy", "lp_ft", *words)
+    first = json.loads((out / "log.jsonl").read_text().splitlines()[0])
+    plain, _ = train(tmp_path / "plain", source, data, *words)
+    assert first["loss"] < 0.9 * json.loads((plain / "log.jsonl").read_text().splitlines()[0])["loss"]
+    before, after = load_file(source / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    assert not torch.equal(
+        before["encoder.layer.0.output.dense.weight"], after["bert.encoder.layer.0.output.dense.weight"]
+    )
+    record = record_of(out)
+    assert record["adapt"]["trained_parameters"] == record["adapt"]["total_parameters"]
+    assert record["solver"]["rows"] == record["cache"]["rows"][0] == 47
+    assert record["training"]["updates"] == 12
+
+
+@pytest.mark.slow
+def test_lp_ft_that_was_stopped_and_resumed_ends_as_one_that_never_stopped(tmp_path, checkpoint, data, monkeypatch):
+    words = ("--adapt.strategy", "lp_ft", "--train.epochs", 2, "--train.batch_size", 8, "--train.lr", 1e-3)
+    source = checkpoint("bert", dropout=0.1)
+    whole, _ = train(tmp_path / "whole", source, data, *words)
+    with monkeypatch.context() as patched:
+        stop_after(3, patched)
+        with pytest.raises(Stopped, match="after update 3"):
+            train(tmp_path / "parts", source, data, *words)
+    parts, _ = train(tmp_path / "parts", source, data, *words, "--run.resume")
+    for name in ("model/model.safetensors", "predictions-test.parquet", "log.jsonl", "metrics.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+
+
+def test_a_dry_run_says_what_a_solved_head_takes(tmp_path, checkpoint, data, capsys):
+    _, estimate = train(tmp_path / "run", checkpoint("bert"), data, *HEAD, "--run.dry_run")
+    assert estimate["updates"] == 0
+    assert estimate["seconds"] > 0
+    assert "solved" in capsys.readouterr().out
