@@ -73,7 +73,7 @@ WAYS = {
     "prompt": "--adapt.strategy prompt",
     "full-layer-decay": "--train.layer_decay 0.8",
     "full-unfreezing": "--train.unfreeze_every 1",
-    "full-l2-sp": "--train.l2_sp 0.01",
+    "full-l2-sp": "--train.l2_sp 100",
     "full-ema": "--train.ema 0.98",
     "lp_ft-wise_ft": "--adapt.strategy lp_ft --train.wise_ft",
     "full-soup": "--train.soup greedy",

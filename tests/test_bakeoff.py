@@ -53,6 +53,16 @@ def test_an_arm_is_a_strategy_with_settings_of_its_own():
     assert (lora.epochs, lora.slug) == (5, "lora_adapt.rank=16_train.epochs=5")
 
 
+def test_a_head_that_is_solved_gets_no_settings_of_training():
+    flags = ("--train.lr", "1e-3", "--data.path", "x.csv", "--train.clip=2")
+    head, full = arms("head,full", *flags)
+    assert head.solved
+    assert head.words[:4] == ("--data.path", "x.csv", "--adapt.strategy", "head")
+    assert full.words[:5] == flags
+    trained = arms("head:adapt.solver=sgd,full", *flags)[0]
+    assert (trained.solved, trained.words[:5]) == (False, flags)
+
+
 def test_the_cut_of_the_rows_is_the_users_where_there_is_one():
     words = arms("last,full", "--data.seed", "7")[0].words
     assert words.count("--data.seed") == 1
@@ -300,6 +310,14 @@ def test_it_says_so_where_nothing_can_be_told_apart():
     assert "nothing here can be told apart on 120 dev rows" in said
     assert "It ran with one seed" in said
     assert "sooner" not in said
+
+
+def test_a_lone_arm_is_not_called_the_best():
+    lone = [row("head", 0.9, 0.88, 0.92, 50), {"arm": "full", "state": "no time", "why": "too slow"}]
+    assert page.recommend(lone, {}, lower=False) == (
+        "head is the only arm that could be scored: macro F1 0.90 (0.88 to 0.92), in 50 s a run. Of full this says "
+        "nothing: without a score, for the reason below the table."
+    )
 
 
 @pytest.mark.parametrize(("lower", "shown"), [(False, True), (True, False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -121,6 +122,7 @@ def test_kept_answers_cannot_be_stale(run, folder, splits, checkpoint, tmp_path,
     assert times(rows=splits.train.select(range(len(splits.train) - 1, -1, -1))) == 1
     other = make_teacher(tmp_path / "other", "bert", ["tool", "bird", "fruit"], seed=2)
     assert times(other) == 1
+    assert times(shutil.copytree(other, tmp_path / "moved")) == 0
     settings = json.loads((other / "model" / "tokenizer_config.json").read_text())
     (other / "model" / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 5}))
     assert times(other) == 1
@@ -343,7 +345,7 @@ def test_a_taught_run_that_was_stopped_and_resumed_ends_as_one_that_never_stoppe
 @pytest.mark.slow
 def test_a_teacher_and_kept_activations_go_together(trained, tmp_path, monkeypatch):
     """The frozen part need not run, and the losses are those of the plain way."""
-    folder, words = trained
+    _, words = trained
     monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))
     words = [*words, "--adapt.strategy", "head", "--adapt.solver", "sgd", "--train.max_steps", 8]
     losses = []

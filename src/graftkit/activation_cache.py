@@ -443,4 +443,5 @@ def _agree(value: Any) -> bool:
 
 
 def _readable(size: int) -> str:
-    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 10**6:.1f} MB"
+    unit, name = next((one for one in ((GB, "GB"), (10**6, "MB")) if size >= one[0]), (1000, "kB"))
+    return f"{size / unit:.{int(unit > 1000)}f} {name}"

@@ -92,7 +92,7 @@ def _check_alike(first: Reading, other: Reading) -> None:
         if one != another:
             raise UserError(
                 f"{other.folder} has not the {what} of {first.folder}; only runs that began as the same network, on "
-                "the same rows, have an average that means something"
+                "the same rows, as --run.seeds gives them, have an average that means something"
             )
 
 

@@ -201,6 +201,7 @@ def answers_key(teacher: Teacher, rows: Sequence[Row], device: str) -> str:
     for row in rows.select_columns(held):  # of pictures, not their bytes
         contents.update(teacher.task.digest(row).encode())
     settings = teacher.model.config.to_dict() if hasattr(teacher.model, "config") else {}
+    settings.pop("_name_or_path", None)  # where it lies is no matter
     facts = {
         "format": FORMAT,
         "weights": hash_weights(teacher.model),

@@ -93,6 +93,7 @@ def parse_arms(text: str, flags: Sequence[str], config_class: type) -> list[Arm]
 
 def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
     strategy, *settings = name.split(":")
+    flags = list(flags)
     words = ["--adapt.strategy", strategy]
     for setting in settings:
         field, equals, value = setting.partition("=")
@@ -104,6 +105,9 @@ def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
         if field == "adapt.strategy":
             raise UserError(f"--arms {name}: an arm begins with its strategy; leave {setting} out")
         words += [f"--{field}", value]
+
+    if solved := strategy == "head" and _is_solved(config_class, [*flags, *words]):
+        flags = _without_training(flags)
 
     def settled(*more: str) -> Any:
         try:
@@ -124,8 +128,26 @@ def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
         epochs,
         config.train.max_steps,
         1 if epochs is None else next(few for few in range(1, epochs + 1) if _holds(settled, few, epochs)),
-        strategy == "head" and getattr(config.adapt, "solver", None) == "lbfgs",
+        solved,
     )
+
+
+def _is_solved(config_class: type, words: Sequence[str]) -> bool:
+    """Whether the head is computed in closed form, by the words on adapting alone."""
+    chosen = [word for word in words if word.startswith("--adapt.solver")]
+    given = any("sgd" in (word, word.rpartition("=")[2]) for word in words)
+    return getattr(config_class().adapt, "solver", None) == "lbfgs" and not (chosen and given)
+
+
+def _without_training(flags: Sequence[str]) -> list[str]:
+    """The flags but for those on training, which a head that is solved has no use for, and refuses."""
+    kept, keeps = [], True
+    for word in flags:
+        if word.startswith("--"):
+            keeps = not word.startswith("--train.")
+        if keeps:
+            kept.append(word)
+    return kept
 
 
 def _holds(settled: Any, few: int, epochs: int) -> bool:

@@ -16,6 +16,7 @@ from graftkit.bakeoff.arms import Arm
 
 FINALISTS = 2
 FEWEST = 8  # updates below which a run would say nothing
+MARGIN = 1.2  # times what an earlier run took to begin and end
 CLOSE = 0.92  # share of the time that is given to a run which its estimate may fill
 RESERVED = 0.06  # share of the budget kept for test, until it is known what that takes
 MOST_RESERVED = 0.3
@@ -103,7 +104,7 @@ class Halving:
 
     def need(self) -> float:
         """Seconds that a run of any arm takes at least, as far as that is known."""
-        return min(self.overheads, default=self.vain)
+        return MARGIN * min(self.overheads, default=self.vain)
 
     def go(self) -> Standing | None:
         """Run all rounds; returns the winner, None where no arm could be scored."""

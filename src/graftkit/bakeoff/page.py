@@ -102,9 +102,11 @@ def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference]
     """The recommendation in plain words: which arm, why, and what to take where time matters more."""
     scored = [row for row in rows if "headline" in row]
     best, others = scored[0], scored[1:]
+    missing = [row for row in rows if "headline" not in row]
     over = f", the mean of {best['seeds']} seeds" if best["seeds"] > 1 else ""
+    place = "best on dev" if others else "the only arm that could be scored"
     said = [
-        f"{best['arm']} is best on dev: {title(best['headline']['name'])} {in_brackets(best['headline'])}{over}, in "
+        f"{best['arm']} is {place}: {title(best['headline']['name'])} {in_brackets(best['headline'])}{over}, in "
         f"{duration(best['seconds'])} a run."
     ]
     worse, alike = [], []
@@ -124,7 +126,9 @@ def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference]
             f"So nothing here can be told apart on {plural(best['rows'], 'dev row')}: more of them, more seeds or a "
             "larger budget could."
         )
-    if best["seeds"] == 1 and not best["solved"]:
+    if missing:
+        said.append(f"Of {_names(missing)} this says nothing: without a score, for the reason below the table.")
+    if best["seeds"] == 1 and not best["solved"] and others:
         said.append("It ran with one seed: with another one the order may be another.")
     return " ".join(said)
 
