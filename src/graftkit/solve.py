@@ -251,7 +251,7 @@ def features_of(
 ) -> tuple[np.ndarray, list[Any]]:
     """What enters the last layer of each training row, (rows, features) float32, and the truth of each."""
     records: list[Record] = []
-    for chance in [None] if views is None else [(run.seed, view) for view in range(views)]:
+    for chance in [None] if views is None or not task.varies else [(run.seed, view) for view in range(views)]:
         records += predict_rows(run.accelerator, _Features(task, layer), model, splits.train, lengths["train"], chance)
     return np.stack([record["features"] for record in records]), [record["label"] for record in records]
 

@@ -307,7 +307,11 @@ def seed_dropout(seed: int, update: int, process: int) -> None:
     import numpy as np
     import torch
 
-    torch.manual_seed(int(np.random.SeedSequence([seed, update, process]).generate_state(1, np.uint64)[0]))
+    number = int(np.random.SeedSequence([seed, update, process]).generate_state(1, np.uint64)[0])
+    if torch.cuda.is_available():
+        torch.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)  # the same; the other also looks for devices, which takes 1 ms
 
 
 def _stale(state: checkpoint.State, patience: int | None) -> bool:
