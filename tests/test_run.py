@@ -67,7 +67,7 @@ def test_a_mistake_is_a_line_that_names_the_way_out(words, more, said, tmp_path,
 
 def test_a_mistake_exits_with_2_and_no_traceback(words):
     said = finish(launch("text_classify", *words, "--train.lr", "-1"), code=2)
-    assert said == "error: --train.lr must be a number above 0, not -1.0\n"
+    assert said == "error: --train.lr must be a number above 0 or auto, not -1.0\n"
 
 
 def test_a_pickle_is_not_read(tmp_path, checkpoint, words):
