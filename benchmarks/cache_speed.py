@@ -151,7 +151,7 @@ def picture_trainer(seed: int, rows: int | None, folder: str, *, best: bool) -> 
     pictures = image_speed.transformed(splits.train, splits.labels, processor.val_transforms)
     flags: dict[str, Any] = {"remove_unused_columns": False}
     flags |= {"dataloader_num_workers": workers} if best else {}
-    config = replace(PICTURES, lr=PICTURES.head_lr)
+    config = replace(PICTURES, lr=PICTURES.lr * PICTURES.head_factor)
     trainer, rate, precision = train_with_trainer(
         seed, folder, config, load_model, pictures, image_speed.collate, best=best, flags=flags
     )

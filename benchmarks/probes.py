@@ -74,9 +74,6 @@ def probe(task: TextClassification, found: dict[str, list[dict[str, Any]]], name
     start, solution = time.perf_counter(), []
     problem = make_problem(task, x["train"], truth["train"], bias=True)
 
-    def put(strength: float, *, exact: bool = False) -> None:
-        solution[:] = problem.solve(strength, exact=exact)
-
     def score(split: str, which: str) -> float:
         logits = (x[split] @ solution[0] + solution[1]).astype(np.float32)
         chances = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
@@ -85,8 +82,12 @@ def probe(task: TextClassification, found: dict[str, list[dict[str, Any]]], name
         records = [{"label": label, "prediction": said, "probabilities": chance} for label, said, chance in rows]
         return classification.scores(*classification.arrays(records, task.labels))[which]
 
-    _, strength = choose_strength(put, lambda: score("dev", "macro_f1"), lower=False)
-    put(strength, exact=True)
+    def ask(strength: float) -> tuple[float, float]:
+        solution[:] = problem.solve(strength, exact=False)
+        return score("dev", "macro_f1"), score("dev", "log_loss")
+
+    _, strength = choose_strength(ask, lower=False)
+    solution[:] = problem.solve(strength, exact=True)
     seconds = time.perf_counter() - start
     scores = f"{score('dev', 'accuracy'):.4f} | {score('test', 'accuracy'):.4f}"
     return f"| {PROBES[name]} | {strength:.3g} | {seconds:.1f} | {scores} |"

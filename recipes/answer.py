@@ -52,7 +52,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    check_ways(config.adapt, config.train)
+    check_ways(config.adapt, config.train, Config().train)
     check_texts_kept(config.run)
     if several_asked(config):
         return run_several("answer", main, config)

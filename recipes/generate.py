@@ -52,7 +52,7 @@ def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     untrained = config.backbone.name == "demo-gpt"
     config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
-    check_ways(config.adapt, config.train, untrained=untrained)
+    check_ways(config.adapt, config.train, Config().train, untrained=untrained)
     if several_asked(config):
         return run_several("generate", main, config)
     bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge, dora=config.adapt.dora)

@@ -29,10 +29,11 @@ from graftkit.losses import choose_loss
 from graftkit.rehearse import rehearse
 from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
-from graftkit.run import RunConfig, kept_run, open_run
+from graftkit.run import RunConfig, kept_folder, kept_run, open_run
 from graftkit.several import run_several, several_asked
 from graftkit.solve import check_pictures
 from graftkit.tasks.image_classification import ImageClassification
+from graftkit.teach import check_teacher
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Config:
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     adapt: ClassifierAdaptConfig = field(default_factory=ClassifierAdaptConfig)
-    train: ClassifierTrainConfig = field(default_factory=lambda: ClassifierTrainConfig(epochs=5, lr=5e-4, head_lr=5e-3))
+    train: ClassifierTrainConfig = field(
+        default_factory=lambda: ClassifierTrainConfig(epochs=5, lr=5e-4, head_factor=10)
+    )
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
@@ -53,31 +56,38 @@ SOURCE = Config(
     backbone=ImageBackboneConfig(name="resnet10t", pretrained=False),
     data=ImageDataConfig(path="demo-source"),
     image=ImageConfig(size=32, augment="none"),
-    train=ClassifierTrainConfig(epochs=5, batch_size=32, lr=1e-3, head_lr=1e-3),
+    train=ClassifierTrainConfig(epochs=5, batch_size=32, lr=1e-3, head_factor=1),
 )
 """How the backbone of the demo is made: from random weights, on digits 0-4."""
 
 
-def main(config: Config) -> dict[str, Any]:
-    """From settings to a saved model and its metrics."""
-    check_ways(config.adapt, config.train, Config().train, untrained=not config.backbone.pretrained)
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
+    how = {"task": ImageClassification.name, "resumed": config.run.resume}
+    check_ways(config.adapt, config.train, Config().train, untrained=not config.backbone.pretrained, **how)
     check_views(config.adapt, config.image)
     check_pictures(config.adapt, config.image)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    check(config)
     if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
         config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
     if several_asked(config):
         return run_several("image_classify", main, config)
     check_ready(config.hub)
     check_metrics(config.report.metrics)
-    backbone, compared = first_step(config) if config.backbone.name == "demo" else (config.backbone, [])
+    source, compared = first_step(config) if config.backbone.name == "demo" else (config, [])
     run = open_run("image_classify", config)
 
     with run.phase("data"):
         splits = load_pictures(config.data, config.run.seed, config.report.columns, config.report.group)
         check_metrics(config.report.metrics, splits.labels)
+        check_teacher(run, splits.labels, config.train)
 
     with run.phase("backbone"):
-        model = load_image_classifier(backbone, config.image, splits.labels, config.run.seed)
+        model = load_image_classifier(source.backbone, source.image, splits.labels, config.run.seed)
         workers, cached = prepare_pictures(run, model.preprocessing, splits)
         criterion = choose_loss(run, config.train, splits)
         task = ImageClassification(model.preprocessing, splits.labels, splits.train, workers, cached, criterion)
@@ -99,22 +109,30 @@ def main(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def first_step(config: Config) -> tuple[ImageBackboneConfig, list[dict[str, Any]]]:
-    """The demo's backbone, trained on digits 0-4, and how the same network does from scratch on the same rows."""
+def first_step(config: Config) -> tuple[Config, list[dict[str, Any]]]:
+    """With the demo's backbone, trained on digits 0-4; and how the same network does from scratch on the same rows.
+
+    A run that only says what it would do trains neither: where there is no such backbone yet, one from random weights
+    stands for it.
+    """
     if config.data.path != "demo":
         raise UserError(
             f"--backbone.name demo knows digits, and --data.path is {config.data.path}; name a checkpoint, such as "
             "--backbone.name mobilenetv3_small_100.lamb_in1k, or a folder"
         )
-    source = kept_run(SOURCE, main)
-    if config.run.until == "dev":  # the other is held against this run on test
-        return replace(config.backbone, name=str(source / "model")), []
     image = replace(config.image, size=config.image.size or SOURCE.image.size)
+    rehearsed = config.run.dry_run or config.adapt.explain
+    if rehearsed and not (kept_folder(SOURCE) / "metrics.json").exists():
+        return replace(config, backbone=SOURCE.backbone, image=image), []
+    source = str(kept_run(SOURCE, main) / "model")
+    trained = replace(config, backbone=replace(config.backbone, name=source))
+    if rehearsed or config.run.until == "dev":  # the other is held against this run on test
+        return trained, []
     plain = {"adapt": ClassifierAdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
     alone = replace(config, backbone=SOURCE.backbone, image=image, **plain)
     score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
     name = "the same network trained from scratch with the same settings on the same rows"
-    return replace(config.backbone, name=str(source / "model")), [{"name": name, "headline": score}]
+    return trained, [{"name": name, "headline": score}]
 
 
 if __name__ == "__main__":

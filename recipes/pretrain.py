@@ -11,7 +11,7 @@ head that fills gaps, so a new one is trained first. Every setting: --help.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.adapt import AdaptConfig, adapt
@@ -41,14 +41,14 @@ class Config:
     data: DocumentsConfig = field(default_factory=DocumentsConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(head_lr=1e-3, head_first=0.1))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(head_factor=10, head_first=0.1))
     run: RunConfig = field(default_factory=RunConfig)
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved backbone and its metrics."""
-    check_ways(config.adapt, config.train)
+    check_ways(config.adapt, config.train, Config().train)
     if several_asked(config):
         return run_several("pretrain", main, config)
     run = open_run("pretrain", config)
@@ -65,6 +65,8 @@ def main(config: Config) -> dict[str, Any]:
         lengths = measure(run, task, splits)
         splits, lengths = cut_documents(run, task.masking, splits, lengths)
         say_whose_head(run, headed)
+        if not headed.head and config.train.head_first == Config().train.head_first:  # no new head to wait for
+            config = replace(config, train=replace(config.train, head_first=0.0))
 
     before = ask_before(run, task, headed, splits, lengths)
     run.record["filled_before"] = examples(before)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftkit.activation_cache import check_views
-from graftkit.adapt import ClassifierAdaptConfig, adapt
+from graftkit.adapt import TextAdaptConfig, adapt
 from graftkit.audit import make_audit
 from graftkit.backbone import BackboneConfig
 from graftkit.config import start
@@ -32,6 +32,7 @@ from graftkit.several import check_plain, run_several, several_asked
 from graftkit.tasks.multi_label_classification import MultiLabelClassification
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.tasks.text_regression import TextRegression
+from graftkit.teach import check_teacher
 from graftkit.text import load_tokenizer, measure
 
 LOADERS = {"single": load_splits, "multi": load_label_sets, "regression": load_numbers}
@@ -52,20 +53,26 @@ class Config:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    adapt: ClassifierAdaptConfig = field(default_factory=ClassifierAdaptConfig)
+    adapt: TextAdaptConfig = field(default_factory=TextAdaptConfig)
     train: ClassifierTrainConfig = field(default_factory=ClassifierTrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """From settings to a saved model and its metrics."""
-    check_ways(config.adapt, config.train, Config().train)
-    check_views(config.adapt)
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
     if config.data.task != "single":
         check_plain(config, f"--data.task {config.data.task}")
         check_fits(config.train, config.data.task)
+    how = {"task": TextClassification.name, "resumed": config.run.resume}
+    check_ways(config.adapt, config.train, Config().train, **how)
+    check_views(config.adapt)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    check(config)
     if several_asked(config):
         return run_several("text_classify", main, config)
     check_ready(config.hub)
@@ -76,6 +83,7 @@ def main(config: Config) -> dict[str, Any]:
         load = LOADERS[config.data.task]
         splits = load(config.data, config.run.seed, config.report.columns, config.report.group)
         check_metrics(config.report.metrics, splits.labels)
+        check_teacher(run, splits.labels, config.train)
         tokenizer = load_tokenizer(config.backbone, pairs=splits.pairs, places=config.adapt.places)
         task = TASKS[config.data.task](tokenizer, splits, run, config.train)
         run.introduce(task, splits)

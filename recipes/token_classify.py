@@ -42,7 +42,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    check_ways(config.adapt, config.train)
+    check_ways(config.adapt, config.train, Config().train)
     if several_asked(config):
         return run_several("token_classify", main, config)
     run = open_run("token_classify", config)

@@ -58,7 +58,7 @@ def main(config: Config) -> dict[str, Any]:
     check_texts_kept(config.run)
     untrained = config.backbone.name == "demo-t5"
     config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
-    check_ways(config.adapt, config.train, untrained=untrained)
+    check_ways(config.adapt, config.train, Config().train, untrained=untrained)
     if several_asked(config):
         return run_several("translate", main, config)
     run = open_run("translate", config)

@@ -21,7 +21,7 @@ from test_activations import Made, cache, farthest, learn, of_pictures, of_texts
 from test_images import spoil
 from test_recipe_contract import TABLES, same_files, stop_after
 
-from graftkit.activation_cache import check_views
+from graftkit.activation_cache import _Stored, check_views
 from graftkit.adapt import Adapted, ClassifierAdaptConfig
 from graftkit.errors import Stopped, UserError
 from graftkit.feed import load_batches
@@ -67,6 +67,11 @@ def lower(made: Made) -> None:
     made.task.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("q", "k")
 
 
+def cut_before(made: Made) -> None:
+    """Let the tokenizer cut the beginning."""
+    made.task.tokenizer.truncation_side = "left"
+
+
 def reword(made: Made) -> None:
     """Change one word of a row of the same length."""
     rows = made.splits.train.map(lambda row: {"text": row["text"].replace(" the ", " a ")})
@@ -80,7 +85,7 @@ def reorder(made: Made) -> None:
     made.lengths = made.lengths | {"train": made.lengths["train"][::-1]}
 
 
-@pytest.mark.parametrize("change", [None, weigh, set_up, cut, lower, reword, reorder])
+@pytest.mark.parametrize("change", [None, weigh, set_up, cut, cut_before, lower, reword, reorder])
 def test_what_is_kept_of_texts_is_made_again_where_its_numbers_would_be_others(checkpoint, cache, change):  # noqa: F811
     assert keep(of_texts(checkpoint, "bert"))[1]["found"] is False
     before = len(files(cache))
@@ -112,6 +117,23 @@ def check_kept(task: Any, made: Made) -> None:
         alone = [made.task.collate([made.task.encode(row, None)]) for row in made.splits.train]
         wanted = [made.task.predict(model, batch)[0]["logits"] for batch in alone]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"workers": 2}, {"cache": True}, {"augment": "none", "flip": None, "erase": 0.5}])
+def test_what_evaluation_sees_does_not_follow_from_how_training_reads(image_checkpoint, cache, change):  # noqa: F811
+    made = of_pictures(image_checkpoint, "test_resnet", CROPS)
+    keep(made)
+    made = of_pictures(image_checkpoint, "test_resnet", CROPS)
+    made.task.preprocessing = replace(made.task.preprocessing, config=replace(CROPS, **change))
+    assert keep(made)[1]["found"] is True
+
+
+def test_a_network_of_timm_goes_by_how_it_was_made(image_checkpoint, cache):  # noqa: F811
+    keep(of_pictures(image_checkpoint, "test_resnet"))
+    made = of_pictures(image_checkpoint, "test_resnet")
+    layer = next(module for module in made.headed.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    layer.eps = 0.1
+    assert keep(made)[1]["found"] is False
 
 
 @pytest.mark.parametrize("how", ["cut short", "only begun", "foreign", "of another key"])
@@ -247,6 +269,54 @@ def test_the_folder_holds_no_more_than_it_may(checkpoint, cache):  # noqa: F811
     assert not set(first) & set(files(cache))
 
 
+def refuse(*given: Any, **named: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_a_folder_of_another_user_is_read(checkpoint, cache, monkeypatch):  # noqa: F811
+    keep(of_texts(checkpoint, "bert"))
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    (cache / "activations" / "old.rows").write_bytes(b"0" * 10_000)
+    os.symlink(cache / "gone", cache / "activations" / "removed.rows")  # as if between the listing and the look
+    assert keep(of_texts(checkpoint, "bert"), cache_gb=5e-6)[1]["found"] is True
+
+
+def test_a_file_that_may_not_be_read_is_made_again(checkpoint, cache, monkeypatch):  # noqa: F811
+    keep(of_texts(checkpoint, "bert"))
+    first, plain = files(cache)[0], Path.open
+    before = first.stat().st_ino
+    monkeypatch.setattr(
+        Path, "open", lambda path, *given: refuse() if path.stat().st_ino == before else plain(path, *given)
+    )
+    made = of_texts(checkpoint, "bert")
+    task, facts = keep(made)
+    assert facts["found"] is False
+    check_kept(task, made)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_file_that_another_run_removes_meanwhile_is_made_again(checkpoint, cache, monkeypatch, times):  # noqa: F811
+    made = of_texts(checkpoint, "bert")
+    plain, left = _Stored.make, [times]
+
+    def make(stored: Any, path: Path, plan: Any) -> str | None:
+        why = plain(stored, path, plan)
+        left[0] -= 1
+        if left[0] >= 0:
+            path.unlink()
+        return why
+
+    monkeypatch.setattr(_Stored, "make", make)
+    run = made.run()
+    made.run = lambda: run
+    with made.cached(made.adapted("head")) as task:
+        assert (task is made.task) is (times == 9)
+    assert ("set GRAFTKIT_CACHE to a folder of your own" in made.said[-1]) is (times == 9)
+    if times == 1:
+        check_kept(task, made)
+
+
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +366,44 @@ def words(checkpoint, data) -> Callable[..., list[str]]:
         return [str(word) for word in [*plain, "--train.batch_size", 8, "--train.lr", 1e-3]]
 
     return make
+
+
+HALF = ("--run.precision", "bf16", "--adapt.strategy")
+TRAINED = ("--train.epochs", "2", "--train.lr", "1e-3")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("head",),
+        pytest.param(("last", "--adapt.blocks", "1", *TRAINED), marks=pytest.mark.slow),
+        pytest.param(("lp_ft", *TRAINED, "--train.wise_ft"), marks=pytest.mark.slow),
+        ("head", "--adapt.solver", "sgd", "--train.soup", "greedy", *TRAINED),
+    ],
+)
+def test_half_precision_is_kept_and_read_as_the_network_computes_it(checkpoint, data, tmp_path, given):
+    plain = ["--backbone.name", checkpoint("bert"), "--data.path", data, *HALF, *given]
+    for cached in ("auto", "off"):
+        run_recipe("text_classify", *plain, "--adapt.cache", cached, "--run.out", tmp_path / cached)
+    logs = [(tmp_path / cached / "log.jsonl").read_text().splitlines() for cached in ("auto", "off")]
+    ends = [json.loads(lines[-1])["dev"] for lines in logs]
+    assert ends[0] == pytest.approx(ends[1], abs=0.1)
+    record = json.loads((tmp_path / "auto" / "run.json").read_text())
+    assert record["precision"] == "bf16"
+    assert record["cache"]["rows"] == [47, 13]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("head",),
+        pytest.param(("head", "--adapt.solver", "sgd", "--train.soup", "uniform", *TRAINED), marks=pytest.mark.slow),
+    ],
+)
+def test_half_precision_of_pictures(image_checkpoint, pictures, tmp_path, given):
+    plain = ["--backbone.name", image_checkpoint("test_resnet"), "--data.path", pictures, "--image.workers", "0"]
+    run_recipe("image_classify", *plain, "--image.augment", "none", *HALF, *given, "--run.out", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["cache"]["rows"] == [31, 7]
 
 
 def test_with_adamw_a_cached_run_answers_as_a_plain_one(words, tmp_path):

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from conftest import KINDS, SHAPES, draw, spread_batch_norms, texts
 from datasets import Dataset
 
-from graftkit.activation_cache import CachedTask, cached
+from graftkit.activation_cache import KEPT, CachedTask, cached
 from graftkit.adapt import Adapted, ClassifierAdaptConfig, adapt, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.feed import load_batches
@@ -28,6 +28,7 @@ from graftkit.train import seed_dropout
 
 LABELS = ["bird", "fruit", "tool"]
 PICTURES = ("vit", "swin", "convnext", "test_resnet", "test_vit", "test_convnext", "test_efficientnet")
+QUICK = ("bert", "gpt2", "test_resnet", "vit", "mobilenetv3_small_050")
 MADE = ("mobilenetv2_035", "mobilenetv3_small_050", "resnet10t")  # of timm, by name, with random weights
 
 
@@ -66,12 +67,13 @@ class Made:
         return cached(self.run(), self.task, adapted, self.splits, self.lengths, config)
 
 
-def of_texts(checkpoint, kind: str, dropout: float = 0.0, **more: Any) -> Made:
-    """Texts of 3 to 14 words, and a tiny network for them."""
+def of_texts(checkpoint, kind: str, dropout: float = 0.0, end: str = "", **more: Any) -> Made:
+    """Texts of 3 to 14 words, of which some end in `end`, and a tiny network for them."""
     config = BackboneConfig(name=str(checkpoint(kind, dropout=dropout)))
     tokenizer = load_tokenizer(config)
     task = TextClassification(tokenizer, LABELS)
-    rows = [{"id": f"row-{i}", "text": text, "label": label} for i, (text, label) in enumerate(texts(30))]
+    said = [(text + end * (i in (8, 9)), label) for i, (text, label) in enumerate(texts(30))]
+    rows = [{"id": f"row-{i}", "text": text, "label": label} for i, (text, label) in enumerate(said)]
     splits = SimpleNamespace(train=Dataset.from_list(rows[:23]), dev=Dataset.from_list(rows[23:]))
     lengths = {name: task.lengths(getattr(splits, name)) for name in ("train", "dev")}
     return Made(task, load_classifier(config, LABELS, tokenizer, 0), splits, lengths, **more)
@@ -125,7 +127,11 @@ def farthest(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("strategy", ["head", "last"])
-@pytest.mark.parametrize("made", [*KINDS, *PICTURES, *MADE], indirect=True)
+@pytest.mark.parametrize(
+    "made",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in (*KINDS, *PICTURES, *MADE)],
+    indirect=True,
+)
 def test_what_is_kept_gives_the_answers_and_the_weights_of_the_plain_network(made, strategy):
     adapted = made.adapted(strategy, 1 if strategy == "last" else None)
     start = [parameter.detach().clone() for parameter in adapted.model.parameters()]
@@ -146,6 +152,22 @@ def test_what_is_kept_gives_the_answers_and_the_weights_of_the_plain_network(mad
     assert farthest(weights, plain) < 1e-6
     assert farthest(weights, start) > 1e-3
     assert not any("forward" in vars(module) for module in adapted.model.modules())
+
+
+@pytest.mark.parametrize("strategy", ["head", "last"])
+def test_a_text_that_ends_in_the_token_that_pads_is_read_as_the_network_reads_it(checkpoint, strategy):
+    mark = " " + load_tokenizer(BackboneConfig(name=str(checkpoint("gpt2")))).pad_token
+    made = of_texts(checkpoint, "gpt2", end=mark)
+    adapted, rows = made.adapted(strategy), made.splits.train
+    pad = made.task.tokenizer.pad_token_id
+    assert [made.task.encode(rows[i], None)["input_ids"][-1] == pad for i in (7, 8, 9)] == [False, True, True]
+    with made.cached(adapted, strategy) as task, torch.no_grad():
+        assert isinstance(task, CachedTask), made.said
+        batches = [next(load_batches(one, rows, [np.arange(len(rows))], None)) for one in (task, made.task)]
+        model = adapted.model.eval()
+        kept, plain = (one.predict(model, batch) for one, batch in zip((task, made.task), batches, strict=True))
+    for one, other in zip(kept, plain, strict=True):
+        np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [("head", "one vector"), ("last", "all tokens")])
@@ -222,6 +244,19 @@ def test_a_batch_may_be_asked_again(image_checkpoint):
     with made.cached(adapted) as task, torch.no_grad():
         batch = next(load_batches(task, made.splits.train, [np.arange(3)], (0, 0)))
         assert task.loss(adapted.model, batch) == task.loss(adapted.model, batch)
+
+
+def test_a_task_around_another_passes_on_what_is_kept(checkpoint):
+    class Around:
+        def __init__(self, task):
+            self.task = task
+
+        def __getattr__(self, name):
+            return getattr(self.task, name)
+
+    made = of_texts(checkpoint, "bert")
+    with made.cached(made.adapted("head")) as task:
+        assert KEPT in next(load_batches(Around(task), made.splits.train, [np.arange(3)], None)).targets
 
 
 def test_rows_that_are_not_kept_go_the_plain_way(checkpoint):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import KINDS
 
-from graftkit.adapt import AdaptConfig, ClassifierAdaptConfig, adapt, find_blocks, set_training_mode
+from graftkit.adapt import AdaptConfig, TextAdaptConfig, adapt, find_blocks, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.errors import UserError
 from graftkit.heads import head_modules, load_classifier
@@ -125,9 +125,19 @@ UNREAD = [
 @pytest.mark.parametrize(("settings", "why"), UNREAD)
 def test_a_setting_that_the_strategy_does_not_read_is_refused(settings, why):
     with pytest.raises(UserError, match=why):
-        AdaptConfig(**settings)
-    with pytest.raises(UserError, match=why):
-        ClassifierAdaptConfig(**settings)
+        TextAdaptConfig(**settings)
+    if "prompt_tokens" not in settings:
+        with pytest.raises(UserError, match=why):
+            AdaptConfig(**settings)
+
+
+def test_the_copy_that_peft_keeps_of_a_head_is_not_counted(checkpoint):
+    plain = adapt(headed(checkpoint("roberta")), AdaptConfig()).facts("full")["total_parameters"]
+    adapted = adapt(headed(checkpoint("roberta")), AdaptConfig(strategy="lora"))
+    assert any(".original_module." in name for name, _ in adapted.model.named_parameters())
+    added = sum(p.numel() for name, p in adapted.model.named_parameters() if "lora_" in name)
+    assert adapted.facts("lora")["total_parameters"] == plain + added
+    assert adapted.facts("lora")["trained_parameters"] < plain
 
 
 def test_lora_takes_the_named_layers_and_lists_those_that_exist(checkpoint):

@@ -10,7 +10,7 @@ import torch
 from conftest import run_recipe
 
 from graftkit import cli
-from graftkit.adapt import AdaptConfig, adapt, set_training_mode
+from graftkit.adapt import AdaptConfig, TextAdaptConfig, adapt, set_training_mode
 from graftkit.backbone import BackboneConfig
 from graftkit.errors import UserError
 from graftkit.export import can_merge, check_saved, load_saved, merge_saved, merge_weights, save_model
@@ -139,7 +139,7 @@ def test_bitfit_with_neither_biases_nor_norms_is_refused():
 def test_a_prompt_and_the_head_train(headed, kind):
     found = headed(kind)
     count = len(found.head)
-    adapted = adapt(found, AdaptConfig(strategy="prompt", prompt_tokens=5))
+    adapted = adapt(found, TextAdaptConfig(strategy="prompt", prompt_tokens=5))
     assert trained(adapted.model) == adapted.head | {"prompt_encoder.default.embedding.weight"}
     assert len(adapted.head) == count
     assert adapted.model.prompt_encoder.default.embedding.weight.shape == (5, 32)
@@ -160,9 +160,9 @@ def test_lora_is_scaled_by_the_root_of_the_rank_where_that_is_asked(headed):
 def test_what_is_frozen_stays_and_the_rest_moves(headed, kind, way):
     if (way, kind) == ("ia3", "test_resnet") or (way == "prompt" and kind != "roberta"):
         with pytest.raises(UserError, match=f"--adapt.strategy {way}: "):
-            adapt(headed(kind), AdaptConfig(**WAYS[way]))
+            adapt(headed(kind), TextAdaptConfig(**WAYS[way]))
         return
-    adapted = adapt(headed(kind), AdaptConfig(**WAYS[way]))
+    adapted = adapt(headed(kind), TextAdaptConfig(**WAYS[way]))
     model = adapted.model
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = make_optimizer(model, adapted.head, 1e-2, 1e-2, 0.1)
@@ -185,7 +185,7 @@ def test_what_is_merged_answers_as_its_adapter(headed, kind, way):
     """A network without keys and feed-forward units has layers named for IA3; RoBERTa's head is two layers."""
     targets = {"test_resnet": ["conv1", "conv2"], "test_efficientnet": ["conv_pwl", "conv_head"]}.get(kind)
     more = {"targets": targets} if way == "ia3" else {}
-    model = stir(adapt(headed(kind), AdaptConfig(**WAYS[way], **more)).model)
+    model = stir(adapt(headed(kind), TextAdaptConfig(**WAYS[way], **more)).model)
     with torch.no_grad():
         said, plain = ask(model, kind), ask(headed(kind).model.eval(), kind)
         assert not torch.allclose(said, plain, atol=1e-4)
@@ -200,7 +200,7 @@ def test_what_is_merged_answers_as_its_adapter(headed, kind, way):
     [("gpt2", "dora"), ("roberta", "ia3"), ("llama", "bitfit"), ("bert", "prompt"), ("distilbert", "prompt")],
 )
 def test_what_is_saved_loads_as_anyone_loads_it(checkpoint, headed, tmp_path, kind, way):
-    model = stir(adapt(headed(kind), AdaptConfig(**WAYS[way])).model)
+    model = stir(adapt(headed(kind), TextAdaptConfig(**WAYS[way])).model)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     tokenizer = load_tokenizer(BackboneConfig(name=str(checkpoint(kind))))
     save_model(tmp_path, model, tokenizer, LABELS)
@@ -214,7 +214,7 @@ def test_what_is_saved_loads_as_anyone_loads_it(checkpoint, headed, tmp_path, ki
 
 def test_what_is_saved_can_be_merged_but_for_a_prompt(checkpoint, headed, tmp_path):
     for way, kind in (("ia3", "roberta"), ("prompt", "bert")):
-        model = stir(adapt(headed(kind), AdaptConfig(**WAYS[way])).model)
+        model = stir(adapt(headed(kind), TextAdaptConfig(**WAYS[way])).model)
         save_model(tmp_path / way, model, load_tokenizer(BackboneConfig(name=str(checkpoint(kind)))), LABELS)
     merge_saved(tmp_path / "ia3", tmp_path / "plain")
     plain, adapter = (load_saved(tmp_path / name, TextClassification.auto_class) for name in ("plain", "ia3"))
@@ -228,7 +228,7 @@ def test_factors_and_lengths_do_not_decay(headed):
     for way, part in (("ia3", "ia3_l"), ("dora", "magnitude")):
         for kind in ("bert", "test_efficientnet"):
             more = {"targets": ["conv_pwl"]} if (way, kind) == ("ia3", "test_efficientnet") else {}
-            adapted = adapt(headed(kind), AdaptConfig(**WAYS[way], **more))
+            adapted = adapt(headed(kind), TextAdaptConfig(**WAYS[way], **more))
             groups = make_optimizer(adapted.model, adapted.head, 1e-2, 1e-2, 0.1).param_groups
             decays = {group["weight_decay"] for group in groups for name in group["names"] if part in name}
             assert decays == {0.0}
@@ -239,7 +239,7 @@ def test_factors_and_lengths_do_not_decay(headed):
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
 def test_padding_changes_nothing_behind_a_prompt(headed, kind):
-    model = stir(adapt(headed(kind), AdaptConfig(strategy="prompt", prompt_tokens=5)).model)
+    model = stir(adapt(headed(kind), TextAdaptConfig(strategy="prompt", prompt_tokens=5)).model)
     ids, mask = torch.tensor([[7, 8, 9, 10, 0, 0]]), torch.tensor([[1, 1, 1, 1, 0, 0]])
     with torch.no_grad():
         alone = model(input_ids=ids[:, :4], attention_mask=mask[:, :4]).logits
@@ -257,28 +257,28 @@ def test_padding_changes_nothing_behind_a_prompt(headed, kind):
 )
 def test_a_prompt_that_peft_answers_wrongly_behind_is_refused(headed, kind, why):
     with pytest.raises(UserError, match=f"--adapt.strategy prompt: .*{why}"):
-        adapt(headed(kind), AdaptConfig(strategy="prompt"))
+        adapt(headed(kind), TextAdaptConfig(strategy="prompt"))
 
 
 def test_a_classifier_with_a_decoder_reads_no_prompt(checkpoint):
     config = BackboneConfig(name=str(checkpoint("bart")))
     found = load_classifier(config, LABELS, load_tokenizer(config), 0)
     with pytest.raises(UserError, match="prompt: BartForSequenceClassification finds its answer by a token"):
-        adapt(found, AdaptConfig(strategy="prompt"))
+        adapt(found, TextAdaptConfig(strategy="prompt"))
 
 
 @pytest.mark.parametrize("strategy", ["ia3", "prompt"])
 def test_a_token_that_the_checkpoint_lacks_is_refused(headed, strategy):
     found = Headed(headed("bert").model, set(), [180], "SEQ_CLS")
     with pytest.raises(UserError, match=f"--adapt.strategy {strategy}: the checkpoint has no row for a token"):
-        adapt(found, AdaptConfig(strategy=strategy))
+        adapt(found, TextAdaptConfig(strategy=strategy))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_a_prompt_takes_its_places_from_the_text(checkpoint, headed, kind):
     """48 positions, of which RoBERTa counts one for padding."""
-    config, asked = BackboneConfig(name=str(checkpoint(kind))), AdaptConfig(strategy="prompt")
-    assert (AdaptConfig().places, asked.places) == (0, 20)
+    config, asked = BackboneConfig(name=str(checkpoint(kind))), TextAdaptConfig(strategy="prompt")
+    assert (TextAdaptConfig().places, asked.places) == (0, 20)
     tokenizer = load_tokenizer(config, places=asked.places)
     assert tokenizer.model_max_length == {"bert": 28, "roberta": 27}[kind]
     model = adapt(headed(kind), asked).model.eval()

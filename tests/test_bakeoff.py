@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, finish, load_recipe
 
-from graftkit import cli
-from graftkit.bakeoff import contest, page, runs
+from graftkit import cli, search
+from graftkit.bakeoff import contest, page, runs, sources
 from graftkit.bakeoff.arms import Arm, parse_arms, parse_budget
 from graftkit.bakeoff.arms import load_recipe as load_at
 from graftkit.bakeoff.halving import Halving, Outcome, Standing, Trial, epochs_of, sizes
@@ -21,6 +22,7 @@ from graftkit.compare.difference import Difference
 from graftkit.config import parse
 from graftkit.errors import UserError
 from graftkit.metrics.intervals import Interval
+from graftkit.report.reading import read_folder
 from graftkit.run import check_until
 from graftkit.several import check_several, several_asked
 
@@ -42,7 +44,7 @@ def test_what_is_no_time_is_no_budget(text):
 
 
 def arms(text: str, *flags: str) -> list[Arm]:
-    return parse_arms(text, flags, load_recipe("text_classify").Config)
+    return parse_arms(text, flags, load_recipe("text_classify"))
 
 
 def test_an_arm_is_a_strategy_with_settings_of_its_own():
@@ -61,6 +63,33 @@ def test_a_head_that_is_solved_gets_no_settings_of_training():
     assert full.words[:5] == flags
     trained = arms("head:adapt.solver=sgd,full", *flags)[0]
     assert (trained.solved, trained.words[:5]) == (False, flags)
+
+
+def test_a_solved_head_does_without_the_training_of_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train: {lr: 0.001, clip: 2}\n")
+    flags = ("--config", str(tmp_path / "mine.yaml"), "--train.epochs", "2")
+    module = load_recipe("text_classify")
+    head, full = parse_arms("head,full", flags, module)
+    assert head.solved
+    assert parse(module.Config, head.words).train == module.Config().train
+    assert parse(module.Config, full.words).train.lr == 1e-3
+    (tmp_path / "mine.yaml").write_text("train: {lr: 0.001}\nadapt: {strategy: head, solver: sgd}\n")
+    head, _ = parse_arms("head,head:train.lr=1e-4", flags, module)
+    assert not head.solved
+    assert parse(module.Config, head.words).train.lr == 1e-3
+
+
+def test_an_arm_of_pictures_is_checked_as_its_recipe_does():
+    with pytest.raises(UserError, match=r"--arms head: --image.mixup mixes labels"):
+        parse_arms("head,full", ["--image.mixup", "0.2"], load_recipe("image_classify"))
+
+
+def test_a_list_in_an_arm_has_commas_of_its_own():
+    lora, full = arms("lora:adapt.targets=query,value:adapt.rank=4,full")
+    assert (lora.name, full.name) == ("lora:adapt.targets=query,value:adapt.rank=4", "full")
+    assert parse(load_recipe("text_classify").Config, lora.words).adapt.targets == ["query", "value"]
+    with pytest.raises(UserError, match=r"--arms value: --adapt.strategy must be one of"):
+        arms("lora:adapt.rank=4,value,full")
 
 
 def test_the_cut_of_the_rows_is_the_users_where_there_is_one():
@@ -87,6 +116,15 @@ def test_the_cut_of_the_rows_is_the_users_where_there_is_one():
         ("last,full", ("--run.until", "dev"), "--run.until dev: leave it out; test is asked"),
         ("last,full", ("--data.folds", "3"), "--data.folds 3: leave it out"),
         ("last,full", ("--adapt.strategy", "full"), "name the strategies in --arms"),
+        ("head,", (), "--arms head,: name a strategy before and after each comma"),
+        (
+            "head:train.lr=1e-3,full",
+            (),
+            "--arms head:train.lr=1e-3: --train.lr does nothing with --adapt.strategy head",
+        ),
+        ("last,full", ("--adapt.views", "2"), "--arms last: --adapt.views does nothing with texts"),
+        ("last,full", ("--data.task", "regression", "--train.focal", "2"), "--arms last: --train.focal 2.0: not with"),
+        ("last,full", ("--adapt.explain",), "--adapt.explain True: leave it out; it prints a table and trains nothing"),
     ],
 )
 def test_a_mistake_is_found_before_anything_runs(text, flags, said):
@@ -100,6 +138,28 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "other.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="is no recipe: it has no Config"):
         load_at(tmp_path / "other.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ndef main(:\n", r"broken.py, line 2: invalid syntax"),
+        ("import os\nimport no_such_package\n", r"broken.py, line 2: No module named 'no_such_package'"),
+        ("import sys\n\nsys.exit(3)\n", r"broken.py, line 3: it ends with SystemExit\(3\)"),
+        ("x = y\n", r"broken.py, line 1: name 'y' is not defined"),
+    ],
+)
+def test_a_recipe_that_cannot_be_loaded_is_told_with_its_line(text, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_at(Path("broken.py"))
+
+
+def test_the_recipe_is_not_looked_for_among_the_settings(recipe, tmp_path):
+    words = ["--budget", "1m", "--arms", "full,last", "--data.path", "data"]
+    with pytest.raises(UserError, match="arguments are required: RECIPE"):
+        cli.bakeoff([*words, str(recipe)])
 
 
 def test_a_share_of_a_schedule_has_as_many_epochs_as_its_settings_need():
@@ -223,6 +283,11 @@ def test_where_runs_take_long_to_begin_some_arms_are_scored_rather_than_none():
     assert "no time" in states(halving).values()
 
 
+def test_a_solved_head_whose_time_is_up_says_nothing_of_how_the_others_begin():
+    world = World(FIVE, dict.fromkeys(FIVE, 0.01), late=("head",))
+    assert states(compete(world, "head,full,last", 100))["full"] == "won"
+
+
 def test_fewer_seeds_are_run_where_time_allows_no_more():
     world = World({"full": 0.9, "last": 0.6})  # 45 s a run
     halving = compete(world, "full,last", 240)
@@ -282,6 +347,7 @@ def test_what_was_kept_counts_as_spent():
 def row(arm: str, value: float, low: float, high: float, seconds: float, **more) -> dict:
     headline = {"name": "macro_f1", "value": value, "low": low, "high": high, "level": 0.95, "method": "bca"}
     known = {"arm": arm, "headline": headline, "rows": 120, "seconds": seconds, "seeds": 1, "solved": arm == "head"}
+    known["training"] = seconds - 2  # it took 2 to begin and end
     return known | {"round": 2, "parameters": 22_700_000, "bytes": 91_000_000, "state": "won", "why": ""} | more
 
 
@@ -299,8 +365,13 @@ def test_a_quick_arm_that_cannot_be_told_from_the_best_is_named():
     assert said == (
         "lp_ft is best on dev: macro F1 0.91 (0.89 to 0.93), the mean of 3 seeds, in 1 min 0 s a run. It is better "
         "than last by more than chance explains. But head is within what chance alone can do: 0.90 (0.88 to 0.92). "
-        "head is done 6.0 times sooner (10 s): take it if time matters."
+        "head trains in 8.0 s, and lp_ft in 58 s: take head if time matters."
     )
+
+
+def test_seconds_to_begin_are_no_reason_to_take_an_arm():
+    rows = [row("full", 0.91, 0.89, 0.93, 58, training=4.0), row("last", 0.9, 0.88, 0.92, 26, training=2.0)]
+    assert "time matters" not in page.recommend(rows, {"last": difference(False)}, lower=False)
 
 
 def test_it_says_so_where_nothing_can_be_told_apart():
@@ -329,13 +400,26 @@ def test_scores_without_a_test_are_told_apart_by_their_intervals(lower, shown):
 def test_the_table_fits_a_terminal():
     rows = [
         row("lora:adapt.rank=16:train.lr=3e-4", 0.91234, 0.9, 0.92, 1234.5, state="out in round 1"),
+        row("lora:adapt.rank=16:train.lr=1e-4", 0.91234, 0.9, 0.92, 1234.5, state="out in round 1"),
         {"arm": "full", "state": "failed", "why": "round 1: it broke"},
     ]
-    lines = page.text(rows, 3).splitlines()
-    assert max(map(len, lines[:3])) <= 100
-    cells = "lora:adapt.rank=1…  2/3  1  0.91 (0.90 to 0.92)  1234  22.7M  91 MB  out in round 1"
+    lines = page.text(rows, 3, 120).splitlines()
+    cells = "lora:adapt.ra… (1)  2/3  1  0.91 (0.90 to 0.92)  1234  22.7M  91 MB  out in round 1"
     assert lines[1].split() == cells.split()
-    assert lines[3] == "full: round 1: it broke"
+    assert lines[4:] == [
+        "(1) lora:adapt.rank=16:train.lr=3e-4",
+        "(2) lora:adapt.rank=16:train.lr=1e-4",
+        "full: round 1: it broke",
+    ]
+    narrow = page.text(rows, 3, 80).splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert " ".join(narrow[1].split()) == "lora:adapt.ra… (1) 2/3 1 0.91 (0.90 to 0.92) 1234 out in round 1"
+
+
+def test_what_is_said_is_wrapped():
+    said = page.wrapped("full is best on dev, and " * 10 + "runs/a-folder-with-a-name", 60).splitlines()
+    assert max(map(len, said)) <= 60
+    assert said[-1].endswith("runs/a-folder-with-a-name")
 
 
 # runs
@@ -383,7 +467,7 @@ class Config:
 
 def main(config):
     folder, steps = Path(config.run.out), config.train.max_steps or 600
-    print(f"{steps} updates to go, of 16 rows each, 200 an epoch", flush=True)
+    plan = {"plan": {"updates": steps, "updates_per_epoch": 200}}
     if config.adapt.strategy == "last":
         raise UserError("this network has no blocks")
     headline = {"name": "rmse", "value": 1.0 + len(config.adapt.strategy) + config.run.seed / 10, "low": 0.5,
@@ -393,15 +477,17 @@ def main(config):
         return (folder / "report.html").write_text("done")
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "model.safetensors").write_bytes(bytes(1000))
+    (folder / "run.json").write_text(json.dumps(plan))
     begun = time.perf_counter()
     for update in range(1, steps + 1):
         time.sleep(0.5 if config.adapt.strategy == "lora" else 0.0005)
         with open(folder / "timing.jsonl", "a") as file:
             file.write(json.dumps({"update": update, "seconds": time.perf_counter() - begun}) + "\\n")
-    (folder / "run.json").write_text(json.dumps({
+    (folder / "run.json").write_text(json.dumps(plan | {
         "dev": {"headline": headline, "rows": 7}, "task": "text-regression", "adapt": {"trained_parameters": 12},
         "seconds": {"train": time.perf_counter() - begun, "evaluate": 0.1}, "training": {"updates": steps},
-        "data": {"splits": {"dev": {"rows": 7}, "test": {"rows": 7}}}, "hardware": {"cpu": "x", "cores": 1}}))
+        "backbone": {"name": "demo", "commit": None}, "hardware": {"cpu": "x", "cores": 1},
+        "data": {"splits": {"dev": {"rows": 7, "sha256": "a"}, "test": {"rows": 7, "sha256": "b"}}}}))
 
 if __name__ == "__main__":
     start(main, Config)
@@ -433,6 +519,64 @@ def test_a_bakeoff_ends_with_a_table_and_keeps_its_runs(recipe, tmp_path, capsys
     assert again.count("as it was made before") == 1
     assert call(recipe, *words, "--train.lr", "1") == 2
     assert "holds a bakeoff with other settings: flags" in capsys.readouterr().err
+
+
+def test_runs_that_read_something_else_are_made_anew(recipe, tmp_path, capsys):
+    rows, out = tmp_path / "rows.csv", tmp_path / "out"
+    rows.write_text("text,label\na,b\nc,d\n")
+    words = ["--budget", "2m", "--arms", "full,last", "--seeds", 1, "--out", out, "--data.path", rows]
+    assert call(recipe, *words) == 0
+    rows.write_text("text,label\na,b\n")
+    capsys.readouterr()
+    assert call(recipe, *words) == 0
+    said = capsys.readouterr().out
+    assert f"{rows} changed since; what was made before is made anew" in said
+    assert "as it was made before" not in said
+    assert call(recipe, *words) == 0
+    assert "as it was made before" in capsys.readouterr().out
+
+
+def test_a_search_does_not_go_on_with_other_data(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\na\n")
+    settings = {"recipe": "r.py"}
+    before = sources.stamps([tmp_path / "rows.csv"], tmp_path / "out")
+    (tmp_path / "rows.csv").write_text("text\nb\n")
+    now = sources.stamps([tmp_path / "rows.csv"], tmp_path / "out")
+    assert sources.changed(before, before) == []
+    assert sources.changed(before, now) == [str(tmp_path / "rows.csv")]
+    search._claim_kept(tmp_path / "out", settings | {"read": before})
+    with pytest.raises(UserError, match=r"holds a search of other data: .*rows.csv changed since; name another folder"):
+        search._claim_kept(tmp_path / "out", settings | {"read": now})
+
+
+def test_a_folder_is_known_by_its_files_but_for_those_of_the_bakeoff(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "x.bin").write_bytes(b"123")
+    before = sources.stamps([tmp_path], tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "bakeoff.yaml").write_text("")
+    assert sources.stamps([tmp_path], tmp_path / "out") == before
+    (tmp_path / "part" / "x.bin").write_bytes(b"1234")
+    assert sources.stamps([tmp_path], tmp_path / "out") != before
+
+
+def test_what_runs_read_is_what_their_settings_name(recipe, tmp_path):
+    (tmp_path / "rows.csv").write_text("")
+    (tmp_path / "mine.yaml").write_text("")
+    flags = ["--data.path", str(tmp_path / "rows.csv"), "--config", str(tmp_path / "mine.yaml")]
+    module = load_at(recipe)
+    read = sources.named(recipe, flags, [parse(module.Config, [*flags, "--run.out", str(tmp_path)])])
+    assert set(read) == {recipe, tmp_path / "rows.csv", tmp_path / "mine.yaml"}
+
+
+def test_runs_of_other_rows_or_weights_are_not_compared(tmp_path):
+    def done(**made_of):
+        return Standing(Arm("x"), [(None, Outcome("done", 1, rank=0.5, facts={"made_of": made_of}))])
+
+    contest.check_alike([done(rows="a", weights={"bert": "1"}), done(rows="a", weights={"gpt2": "2"})], tmp_path)
+    for other in ({"rows": "b", "weights": {}}, {"rows": "a", "weights": {"bert": "2"}}):
+        with pytest.raises(UserError, match="did not read the same"):
+            contest.check_alike([done(rows="a", weights={"bert": "1"}), done(**other)], tmp_path)
 
 
 @pytest.mark.slow
@@ -496,7 +640,7 @@ def test_a_run_is_kept_unless_there_is_time_for_a_longer_one(before, now, kept, 
 def test_a_folder_with_something_else_is_left_alone(recipe, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty; name another folder"):
-        contest.claim(tmp_path, {})
+        contest.claim(tmp_path, {}, {})
 
 
 # one until dev
@@ -545,3 +689,9 @@ def test_arms_compete_for_real(checkpoint, data, tmp_path, capsys):
     assert len(whole["differences"]) == 1
     assert len(list((tmp_path / "out").glob("*/run/predictions-test.parquet"))) == 1
     assert "On test, of which no choice was made" in capsys.readouterr().out
+
+
+def test_a_run_that_ended_at_dev_is_told_how_to_go_on(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"task": "text-classification", "dev": {"rows": 7}}))
+    with pytest.raises(UserError, match=f"ended at dev.*give its command again with --run.out {tmp_path} --run.resume"):
+        read_folder(tmp_path, ("dev", "test"))

@@ -20,3 +20,15 @@ def test_the_best_is_the_highest_or_the_lowest_and_the_first_of_equals(lower, ke
         _keep_best(run, {"it": score}, state, update, progress)
     assert state.best_update == kept
     assert state.without_gain == 5 - kept
+
+
+def test_epochs_in_which_something_waits_are_not_counted():
+    run = SimpleNamespace(headline="it", lower=False, log=lambda event: None)
+    progress = SimpleNamespace(write=lambda line: None, mean_loss=lambda: 0.0, rows_per_second=1.0)
+    state, counted = State(processes=1, origin={}), []
+    for update, waits in enumerate([True, True, True, False, False], start=1):
+        state.update = update
+        _keep_best(run, {"it": 0.5}, state, update, progress, waits=waits)
+        counted.append(state.without_gain)
+    assert counted == [0, 0, 0, 1, 2]
+    assert state.best_update == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from graftkit.losses import (
     CrossEntropy,
     balanced_weights,
     check_fits,
+    choose_loss,
+    choose_loss_of_sets,
     draw_weights,
     rarity,
     softened_divergence,
@@ -133,6 +137,28 @@ def test_the_divergence_from_a_teacher_is_torchs(temperature):
     mixed = 0.7 * cross_entropy(student, TARGETS, reduction="sum") + 0.3 * found.sum()
     assert criterion(student, TARGETS, teacher) == pytest.approx(mixed.item())
     assert criterion(student, TARGETS) == cross_entropy(student, TARGETS, reduction="sum")
+
+
+def test_a_rows_weight_is_that_of_what_the_teacher_says_of_it_too():
+    """By hand: the student says 1/2 and 1/2; of the first row the teacher says 3/4 and 1/4, of the other the same."""
+    student, teacher = torch.zeros(2, 2), torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])
+    criterion = CrossEntropy(weights=(3.0, 0.5), temperature=1.0, teacher_share=0.4)
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # 0.1308
+    wanted = 3 * (0.6 * math.log(2) + 0.4 * divergence) + 0.5 * 0.6 * math.log(2)
+    assert wanted == pytest.approx(1.61258, abs=1e-5)
+    assert criterion(student, torch.tensor([0, 1]), teacher).item() == pytest.approx(wanted)
+    assert criterion(student, torch.eye(2), teacher).item() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("calibrate", "sets", "mended"), [(True, False, 1), (False, False, 0), (True, True, 0)])
+def test_a_temperature_is_told_only_where_one_is_chosen(calibrate, sets, mended):
+    said = []
+    run = SimpleNamespace(config={"report": {"calibrate": calibrate}}, record={}, say=said.append)
+    train = {"labels": [["a"], ["b"], ["a"]]} if sets else {"label": ["a", "b", "a"]}
+    choose = choose_loss_of_sets if sets else choose_loss
+    choose(run, ClassifierTrainConfig(focal=2.0), SimpleNamespace(train=train, labels=["a", "b"]))
+    assert sum("no longer shares of rows" in note for note in said) == 1
+    assert sum("The temperature" in note for note in said) == mended
 
 
 HAS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.float64)

@@ -11,12 +11,11 @@ from torch import nn
 from graftkit.adapt import AdaptConfig, Adapted, adapt
 from graftkit.averaging import Average
 from graftkit.backbone import BackboneConfig
-from graftkit.blocks import depths_of
+from graftkit.blocks import Depths, depths_of
 from graftkit.errors import UserError
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.images import ImageConfig
 from graftkit.optim import (
-    Depths,
     begin_from_the_top,
     find_statistics,
     hold_statistics,
@@ -28,7 +27,8 @@ from graftkit.optim import (
     wait_for_head,
 )
 from graftkit.tasks.sequence_to_sequence import load_writer
-from graftkit.train import TrainConfig, optimizer_of
+from graftkit.train import TrainConfig
+from graftkit.turns import optimizer_of
 
 # rates by depth
 
@@ -86,6 +86,13 @@ def test_without_a_decay_groups_are_as_they_were(checkpoint):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("rate", "expected"), [({"head_factor": 10.0}, 1e-2), ({"head_lr": 3e-3}, 3e-3)])
+def test_the_head_learns_at_its_share_of_the_rate_or_at_its_own(checkpoint, rate, expected):
+    adapted = adapt(headed(checkpoint("bert")), AdaptConfig())
+    groups = optimizer_of(adapted, TrainConfig(lr=1e-3, **rate)).param_groups
+    assert {group["peak_lr"] for group in groups if group["in_head"]} == {expected}
+
+
 @pytest.mark.parametrize("setting", [{"layer_decay": 0.9}, {"unfreeze_every": 1}])
 def test_a_network_without_one_line_of_blocks_has_no_depths(checkpoint, setting):
     flag = "--train." + " ".join(str(word) for pair in setting.items() for word in pair)
@@ -102,8 +109,8 @@ def test_a_prompt_of_peft_feeds_the_blocks(checkpoint):
     model = get_peft_model(
         headed(checkpoint("bert")).model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     )
-    blocks, depths = depths_of(model)
-    assert blocks == 3
+    where, blocks, depths = depths_of(model)
+    assert (where, blocks) == ("bert.encoder.layer", 3)
     assert depths["prompt_encoder.default.embedding.weight"] == 0
     assert depths["base_model.bert.encoder.layer.2.output.dense.weight"] == 3
 
@@ -111,7 +118,7 @@ def test_a_prompt_of_peft_feeds_the_blocks(checkpoint):
 # groups that begin later
 
 NAMES = ("below", "one", "two", "three", "above", "head")
-DEPTHS = Depths(3, {f"{name}.{kind}": depth for depth, name in enumerate(NAMES[:5]) for kind in ("weight", "bias")})
+DEPTHS = Depths("", 3, {f"{name}.{kind}": depth for depth, name in enumerate(NAMES[:5]) for kind in ("weight", "bias")})
 BEGINS = {"below": 8, "one": 6, "two": 4, "three": 2, "above": 2, "head": 0}
 
 

@@ -44,6 +44,23 @@ def test_overwriting_waits_until_the_data_are_found_good(tmp_path, words):
     assert (out / "metrics.json").read_bytes() != before
 
 
+@pytest.mark.parametrize(("flag", "place"), [("backbone.name", "model"), ("data.path", "rows"), ("train.teacher", "")])
+def test_a_run_does_not_overwrite_what_it_reads(tmp_path, words, data, flag, place):
+    out, link = tmp_path / "run", tmp_path / "link"
+    (out / "model").mkdir(parents=True)
+    (out / "config.yaml").write_text("run: {}\n")
+    (out / "model" / "config.json").write_text('{"architectures": ["BertForSequenceClassification"]}')
+    (out / "rows").mkdir()
+    link.symlink_to(out)
+    for given in (out / place, link / place):
+        with pytest.raises(
+            UserError, match=rf"--run.overwrite would delete .*run, in which --{flag} .* lies; name"
+        ) as e:
+            run_recipe("text_classify", *words, f"--{flag}", given, "--run.out", out, "--run.overwrite")
+        assert "\n" not in str(e.value)
+    assert (out / "model" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -22,11 +22,14 @@ from graftkit.images import ImageConfig
 from graftkit.learn import ClassifierTrainConfig
 from graftkit.solve import (
     EXACT,
+    STRENGTHS,
     Problem,
     after_solving,
+    answers,
     check_pictures,
     check_solver,
     choose_strength,
+    costs_ignored,
     find_last_layer,
     head_alone,
     layers_before,
@@ -134,19 +137,62 @@ def test_the_gradient_is_that_of_the_loss_and_nothing_at_the_solution(loss, curv
 
 
 @pytest.mark.parametrize(
-    ("scores", "lower", "best", "tried"),
+    ("scores", "losses", "lower", "best", "tried"),
     [
-        ([0.1, 0.5, 0.6, 0.6, 0.5, 0.9], False, 0.25, 5),
-        ([0.1, 0.5, 0.4, 0.7, 0.6, 0.6], False, 0.125, 6),
-        ([3.0, 2.0, 2.5, 2.5, 1.0], True, 0.5, 4),
+        ([0.1, 0.5, 0.6, 0.6, 0.5, 0.9], [5, 4, 3, 3, 3, 3], False, 4.0**-2, 5),
+        ([0.1, 0.5, 0.4, 0.7, 0.6, 0.6], [5, 4, 4, 4, 4, 4], False, 4.0**-3, 6),
+        ([3.0, 2.0, 2.5, 2.5, 1.0], [5, 4, 4, 4, 4], True, 0.25, 4),
+        ([0.4, 0.4, 0.4, 0.4, 0.4, 0.7, 0.6, 0.6], [9, 8, 7, 6, 5, 4, 5, 5], False, 4.0**-5, 8),  # a rare label
+        ([0.4, 0.4, 0.4, 0.4, 0.4], [9, 8, 7, 8, 9], False, 4.0**-2, 5),  # of equal ones the one with the lowest loss
+        ([np.nan, 0.1, np.nan, np.nan], [np.nan, 5, np.nan, np.nan], False, 0.25, 4),
+        ([0.5, 0.4, 0.4, 0.6, 0.5, 0.5], [5, 5, 5, 4, 5, 5], False, 4.0, 6),  # stronger ones still
     ],
 )
-def test_the_strength_is_the_one_with_the_best_score_on_dev(scores, lower, best, tried):
-    put, left = [], iter(scores)
-    found, strength = choose_strength(put.append, lambda: next(left), lower=lower)
+def test_the_strength_is_the_one_with_the_best_score_on_dev(scores, losses, lower, best, tried):
+    asked, left = [], iter(zip(scores, losses, strict=True))
+
+    def ask(strength):
+        asked.append(strength)
+        return next(left)
+
+    found, strength = choose_strength(ask, lower=lower)
     assert strength == best
-    assert put == [2.0**-i for i in range(tried)] == [one["strength"] for one in found]
-    assert [one["score"] for one in found] == scores[:tried]
+    assert len(asked) == tried
+    assert asked == [one["strength"] for one in found]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rare_label_is_not_given_up_where_strong_heads_never_answer_it(seed):
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(2, 64)) * 0.25
+
+    def draw(rows):
+        labels = (rng.random(rows) < 0.05).astype(int)
+        labels[:2] = 0, 1
+        return (means[labels] + rng.normal(size=(rows, 64))).astype(np.float32), labels
+
+    (x, y), (dev, truth) = draw(1000), draw(400)
+    problem = make_problem(SimpleNamespace(labels=LABELS[:2]), x, [LABELS[i] for i in y], bias=True)
+    targets = np.eye(2)[truth]
+
+    def ask(strength):
+        logits = answers(dev, *problem.solve(strength, exact=False))
+        return f1_score(truth, logits.argmax(1), average="macro"), problem.mean_loss(logits, targets)
+
+    tried, _ = choose_strength(ask, lower=False)
+    assert max(ask(strength)[0] for strength in STRENGTHS) == max(one["score"] for one in tried)
+    assert max(one["score"] for one in tried) > tried[0]["score"] + 0.05
+
+
+def test_what_an_answer_costs_in_training_is_nothing_to_the_solution():
+    assert costs_ignored(vars(ClassifierTrainConfig())) == []
+    assert costs_ignored(vars(ClassifierTrainConfig(focal=2.0, sampling="balanced"))) == [
+        "--train.sampling",
+        "--train.focal",
+    ]
+    assert costs_ignored({"lr": 1e-3}) == []
 
 
 # the layer
@@ -231,9 +277,9 @@ def test_changes_to_pictures_that_nobody_would_see_are_refused(changed):
 
 def test_a_solved_head_learns_at_the_rate_of_all_else():
     adapt = ClassifierAdaptConfig(strategy="lp_ft")
-    assert after_solving(adapt, replace(USUAL, lr=3e-5)).head_lr == 3e-5
-    assert after_solving(adapt, replace(USUAL, head_lr=1e-3)).head_lr == 1e-3
-    assert after_solving(ClassifierAdaptConfig(), USUAL).head_lr is None
+    assert after_solving(adapt, replace(USUAL, lr="auto")) == replace(USUAL, lr="auto", head_factor=1.0)
+    for left in (adapt, replace(USUAL, head_lr=1e-3)), (ClassifierAdaptConfig(), USUAL):
+        assert after_solving(*left) == left[1]
 
 
 # end to end

@@ -308,6 +308,11 @@ def test_runs_that_have_no_average_are_refused_in_a_line(runs, tmp_path, capsys)
     folds = tmp_path / "folds"
     folds.mkdir()
     (folds / "run.json").write_text(json.dumps({"folds": [{"name": "fold-1"}]}))
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    names = ({"name": "../adapter"}, {"name": "../adapter"})
+    (seeds / "run.json").write_text(json.dumps({"seeds": names}))
+    shorter = facts["lengths"] | {"max_length": facts["lengths"]["max_length"] - 1}
     other_network = copied(first, tmp_path / "network", backbone=backbone | {"architecture": "GPT2"})
     refused = {
         "is one run, and there is nothing to average": (first,),
@@ -315,6 +320,11 @@ def test_runs_that_have_no_average_are_refused_in_a_line(runs, tmp_path, capsys)
         "has not the rows of": (first, copied(first, tmp_path / "rows", data=other_rows)),
         "has not the pretrained model of": (first, other_network),
         "is an adapter": (first, adapter),
+        "adapter is an adapter": (seeds,),
+        "has not the length of texts (--backbone.max_length) of": (
+            first,
+            copied(first, tmp_path / "shorter", lengths=shorter),
+        ),
         "holds folds": (folds,),
         "which graft soup cannot read yet": (first, copied(first, tmp_path / "task", task="text-generation")),
         "exists; name another folder": (first, runs / "between", "--out", runs),

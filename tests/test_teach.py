@@ -14,18 +14,20 @@ from accelerate import Accelerator
 from conftest import draw, make_checkpoint, run_recipe, texts, write_csv
 from test_recipe_contract import same_files, stop_after
 
-from graftkit import teach
+from graftkit import classifiers, download, teach
 from graftkit.adapt import ClassifierAdaptConfig
 from graftkit.backbone import BackboneConfig
 from graftkit.classifiers import find_classifier, load_classifier
 from graftkit.data import DataConfig, load_splits
+from graftkit.download import Fetched
 from graftkit.errors import Stopped, UserError
 from graftkit.feed import Feed
 from graftkit.heads import load_classifier as load_headed
 from graftkit.image_backbone import ImageBackboneConfig, load_image_classifier
 from graftkit.images import ImageConfig, Preprocessing
-from graftkit.learn import ClassifierTrainConfig
+from graftkit.learn import ClassifierTrainConfig, check_ways
 from graftkit.losses import CrossEntropy, draw_weights
+from graftkit.run import Run
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.text import load_tokenizer
@@ -39,6 +41,7 @@ def run(tmp_path, monkeypatch):
     return SimpleNamespace(
         accelerator=Accelerator(cpu=True),
         headline="macro_f1",
+        settings=SimpleNamespace(resume=False),
         record={"data": {}},
         once=lambda action: action(),
         phase=lambda name: nullcontext(),
@@ -76,7 +79,7 @@ def student(checkpoint, splits, kind="roberta"):
     return TextClassification(load_tokenizer(BackboneConfig(name=str(checkpoint(kind)))), splits.labels)
 
 
-def test_what_is_kept_is_what_the_teacher_says_in_the_students_order(run, folder, splits, checkpoint):
+def test_what_is_kept_is_what_the_teacher_says_in_the_students_order(run, folder, splits, checkpoint, tmp_path):
     task = student(checkpoint, splits)
     taught = teach.taught(run, task, splits, ClassifierTrainConfig(teacher=str(folder)))
     rows = [splits.train[i] for i in (7, 0, 12, 7)]
@@ -101,6 +104,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_the_students_order(run, folder
     assert (taught.labels, taught.headline) == (task.labels, task.headline)
     assert run.record["teacher"]["kind"] == "transformers"
     assert any(note.startswith(f"teacher: {folder} (BertForSequenceClassification), macro_f1 0.") for note in run.said)
+    assert not any(str(tmp_path) in note for note in run.said)  # the report names no folder of the cache
 
 
 def test_kept_answers_cannot_be_stale(run, folder, splits, checkpoint, tmp_path, monkeypatch):
@@ -158,6 +162,79 @@ def test_a_teacher_and_views_are_refused_before_anything_is_read(folder):
         teach.check_costs(adapt, ClassifierTrainConfig(teacher=str(folder)))
     with pytest.raises(UserError, match=r"--train\.teacher nowhere"):
         teach.check_costs(ClassifierAdaptConfig(), ClassifierTrainConfig(teacher="nowhere"))
+
+
+def test_a_teacher_of_another_kind_is_refused_before_anything_is_read(folder):
+    config = ClassifierTrainConfig(teacher=str(folder))
+    with pytest.raises(UserError, match="for text-classification, and the student is one for image-classification"):
+        check_ways(ClassifierAdaptConfig(), config, task="image-classification")
+    check_ways(ClassifierAdaptConfig(), config, task="text-classification")
+    gone = ClassifierTrainConfig(teacher="nowhere")
+    check_ways(ClassifierAdaptConfig(), gone, task="text-classification", resumed=True)
+
+
+def test_a_teacher_with_other_labels_is_refused_before_the_backbone_is_looked_for(
+    splits, pictures, image_checkpoint, tmp_path, shapes
+):
+    other = make_teacher(tmp_path / "other", "bert", ["tool", "bird", "fish"])
+    rows = write_csv(tmp_path / "rows.csv", texts(60))
+    with pytest.raises(UserError, match="lacks 'fruit' and has 'fish'"):
+        run_recipe("text_classify", "--backbone.name", "./nowhere", "--data.path", rows, "--train.teacher", other)
+    task, network = picture_task(image_checkpoint("convnext"), shapes)
+    task.save(tmp_path / "teacher", network)
+    words = "--backbone.name", "./nowhere", "--data.path", pictures, "--train.teacher", tmp_path / "teacher"
+    with pytest.raises(UserError, match="lacks 'stripes'"):
+        run_recipe("image_classify", *words, "--run.out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "warned"), [((), None), (("test",), "rows of test,"), (("dev", "test"), "dev and")]
+)
+def test_a_teacher_that_may_know_rows_of_test_is_warned_of(run, splits, checkpoint, tmp_path, changed, warned):
+    teacher = make_teacher(tmp_path / "teacher", "bert", splits.labels)
+    (teacher / "run.json").write_text(json.dumps({"task": "text-classification", "data": splits.facts}))
+    hashes = {
+        name: facts | {"sha256": facts["sha256"] + "x" * (name in changed)}
+        for name, facts in splits.facts["splits"].items()
+    }
+    run.record["data"] = splits.facts | {"splits": hashes}
+    config = ClassifierTrainConfig(teacher=str(teacher))
+    teach._tell(run, teach.load_teacher(run, student(checkpoint, splits), config), splits, config)
+    warnings = [note for note in run.said if "it may know rows of" in note]
+    assert len(warnings) == (warned is not None)
+    assert all(warned in warning for warning in warnings)
+    run.record["data"] = run.record["data"] | {"sources": {"train": "elsewhere"}}  # other data: nothing can be told
+    run.said.clear()
+    teach._tell(run, teach.load_teacher(run, student(checkpoint, splits), config), splits, config)
+    assert not any("may know" in note for note in run.said)
+
+
+def test_a_teacher_of_the_hub_is_the_commit_that_a_resumed_run_had(run, folder, splits, checkpoint, monkeypatch):
+    asked = []
+
+    def fetch(name, revision=None, **how):
+        asked.append(revision)
+        return Fetched(folder / "model", revision or download._pins.get((name, None)))
+
+    monkeypatch.setattr(classifiers, "fetch", fetch)
+    monkeypatch.setattr(download, "_pins", {})
+    before = {"command": "", "seconds": {}, "teacher": {"name": "some/teacher", "commit": "c0ffee", "sha256": "1"}}
+    Run.continue_record(run, before)
+    assert run.record["teacher"] == before["teacher"]
+    config = ClassifierTrainConfig(teacher="some/teacher")
+    teacher = teach.load_teacher(run, student(checkpoint, splits), config)
+    assert (asked, teacher.found.commit) == ([None, "c0ffee"], "c0ffee")
+
+
+def test_a_dry_run_asks_the_teacher(run, folder, splits, checkpoint):
+    task = student(checkpoint, splits)
+    batch = task.collate([task.encode(splits.train[i], None) for i in (3, 1)])
+    taught, seconds = teach.tried(run, task, splits, ClassifierTrainConfig(teacher=str(folder)))
+    assert taught.ask(batch).shape == (2, 3)
+    assert seconds >= 0
+    assert "the teacher answers the rows of train and dev" in run.said[-1]
+    assert "teacher" not in run.record
 
 
 # pictures
@@ -288,6 +365,7 @@ def trained(tmp_path_factory, checkpoint):
     return folder, words
 
 
+@pytest.mark.slow
 def test_a_student_follows_its_teacher_and_not_wrong_labels(trained):
     folder, _ = trained
     right, wrong = texts(60, 1), flipped(texts(60, 1))
@@ -326,6 +404,39 @@ def test_a_picture_run_is_taught_and_weighs_its_classes(pictures, image_checkpoi
     assert record["loss"]["weights"] == pytest.approx({"disc": 31 / 33, "square": 31 / 30, "stripes": 31 / 30})
     assert any("asked in training" in note for note in record["notes"])
     assert "rows of rare labels weigh more" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_run_that_goes_on_has_the_same_teacher_until_it_needs_none(splits, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))
+    right = make_teacher(tmp_path / "right", "bert", splits.labels)
+    other = make_teacher(tmp_path / "other", "bert", splits.labels, seed=2)
+    teacher = shutil.copytree(right, tmp_path / "teacher")
+    words = ["--backbone.name", checkpoint("roberta"), "--data.path", write_csv(tmp_path / "rows.csv", texts(60))]
+    words += ["--train.teacher", teacher, "--train.max_steps", 3, "--run.precision", "fp32"]
+    assert run_recipe("text_classify", *words, "--run.dry_run")["updates"] == 3
+    assert "dry run: before the first update, the teacher answers" in capsys.readouterr().out
+    words += ["--run.out", tmp_path / "run"]
+    with monkeypatch.context() as patched:
+        stop_after(1, patched)
+        with pytest.raises(Stopped):
+            run_recipe("text_classify", *words)
+    words += ["--run.resume"]
+
+    shutil.rmtree(teacher)
+    with pytest.raises(UserError, match=r"--train\.teacher"):
+        run_recipe("text_classify", *words)
+    shutil.copytree(other, teacher)
+    with pytest.raises(UserError, match=r"not what the run was started with: teacher: ") as caught:
+        run_recipe("text_classify", *words)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(teacher)
+    shutil.copytree(right, teacher)
+    run_recipe("text_classify", *words, "--run.until", "dev")
+    shutil.rmtree(teacher)
+    run_recipe("text_classify", *words)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["teacher"]["name"] == str(teacher)
+    assert str(tmp_path / "cache") not in (tmp_path / "run" / "report.md").read_text()
 
 
 @pytest.mark.slow

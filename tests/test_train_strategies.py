@@ -17,7 +17,9 @@ from graftkit.adapt import AdaptConfig, Adapted
 from graftkit.config import parse
 from graftkit.errors import Stopped, UserError
 from graftkit.feed import Feed
-from graftkit.train import TrainConfig, check_turns, take_turns
+from graftkit.learn import check_turns
+from graftkit.train import TrainConfig
+from graftkit.turns import take_turns
 
 FIVE_EPOCHS = ("--train.epochs", 5, "--train.batch_size", 12, "--train.lr", 1e-2, "--train.head_lr", 1e-2)
 FREEZING = ("--train.unfreeze_every", 1, "--train.soup", "uniform", "--train.l2_sp", 20)
@@ -81,6 +83,9 @@ def test_groups_train_from_their_epoch_on_and_not_before(whole, words):
     rates = [event["lr"] for event in events if "lr" in event]
     assert rates[:UPDATES] == [0.0] * UPDATES
     assert min(rates[UPDATES:]) > 0
+    heads = [event["head_lr"] for event in events if "lr" in event]
+    assert len(heads) == len(rates)
+    assert min(heads) > 0
     notes = " ".join(json.loads((whole / "freezing" / "run.json").read_text())["notes"])
     assert "trains alone for 1 epoch (4 updates); then a group joins it" in notes
     assert "after epoch 4 everything trains" in notes
@@ -114,6 +119,38 @@ def test_what_is_kept_is_the_average(whole):
     assert sum(not torch.equal(value, stepped[name]) for name, value in average.items()) >= len(average) - 1
     notes = " ".join(json.loads((whole / "averaged" / "run.json").read_text())["notes"])
     assert "a moving average of the weights is evaluated and kept: a copy of 0.1 MiB" in notes
+
+
+def test_the_average_is_of_weights_that_were_pulled_back(tmp_path, words):
+    """A pull without end leaves them where they began, and so their average."""
+    flags = ("--train.max_steps", 2, "--train.ema", 0.5, "--train.l2_sp", 1e12, "--train.warmup", 0)
+    train(tmp_path / "run", *words, *FIVE_EPOCHS, *flags)
+    average = load_file(checkpoints.newest(tmp_path / "run" / "checkpoints") / checkpoints.WEIGHTS)
+    for name, value in load_file(words[1] / "model.safetensors").items():
+        torch.testing.assert_close(average[f"bert.{name}"], value, atol=1e-6, rtol=0)
+
+
+def test_patience_counts_from_when_all_trains(tmp_path, words):
+    """At such rates no score is ever better than the first."""
+    still = ("--train.lr", 1e-300, "--train.head_lr", 1e-300, "--train.weight_decay", 0)
+    flags = ("--train.epochs", 7, "--train.unfreeze_every", 1, "--train.patience", 1)
+    train(tmp_path / "run", *words, "--train.batch_size", 12, *still, *flags)
+    [*_, last] = (tmp_path / "run" / "log.jsonl").open()
+    assert json.loads(last)["update"] == 5 * UPDATES  # the last group joined in the fifth epoch
+
+
+def test_statistics_of_what_waits_stay_in_training(tmp_path, image_checkpoint, pictures):
+    recipe = load_recipe("image_classify")
+    recipe.finish, recipe.share = lambda *_, **__: {}, lambda *_: None
+    for first in (1.0, 0.0):
+        words = ["--backbone.name", image_checkpoint("test_resnet"), "--data.path", pictures, "--image.workers", 0]
+        words += ["--image.size", 32, "--train.max_steps", 2, "--train.head_first", first, "--run.precision", "fp32"]
+        recipe.main(parse(recipe.Config, [str(word) for word in (*words, "--run.out", tmp_path / str(first))]))
+        path = checkpoints.newest(tmp_path / str(first) / "checkpoints") / checkpoints.WEIGHTS
+        source = load_file(image_checkpoint("test_resnet") / "model.safetensors")
+        found = {name: value for name, value in load_file(path).items() if "running_" in name}
+        assert found
+        assert {torch.equal(value, source[name]) for name, value in found.items()} == {first == 1.0}
 
 
 @pytest.mark.slow
@@ -158,7 +195,7 @@ def test_the_table_of_a_network_for_pictures_and_of_lora(tmp_path, image_checkpo
     found = run_recipe("image_classify", *words, *flags, "--run.out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
     groups = {group["name"]: group for group in found["groups"]}
-    assert list(groups) == ["stem", *(f"block {i}" for i in range(1, 7)), "what follows", "head"]
+    assert list(groups) == ["stem", *(f"block {i}" for i in range(1, 7)), "head"]
     assert groups["stem"]["trained"] == 0
     assert groups["stem"]["lr"] is None
     assert groups["block 1"]["trained"] > 0
@@ -173,6 +210,16 @@ def test_a_head_that_is_computed_has_no_rate(tmp_path, words, capsys):
     assert [group["lr"] for group in groups] == [None] * 6
     assert [group["trained"] for group in groups] == [0] * 5 + [99]
     assert "the head is computed at once, so it has no rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--adapt.explain", "--run.dry_run"])
+def test_the_demo_of_pictures_trains_nothing_to_say_what_it_would_do(tmp_path, monkeypatch, flag):
+    monkeypatch.setenv("GRAFTKIT_CACHE", str(tmp_path / "cache"))
+    recipe = load_recipe("image_classify")
+    monkeypatch.setattr(recipe, "kept_run", None)  # is not called
+    words = [flag, "--image.workers", 0, "--train.max_steps", 4, "--run.out", tmp_path / "run"]
+    assert recipe.main(parse(recipe.Config, [str(word) for word in words]))["updates"] == 4
+    assert not (tmp_path / "run").exists()
 
 
 # what makes no sense
@@ -190,6 +237,15 @@ def test_a_head_that_is_computed_has_no_rate(tmp_path, words, capsys):
         ("--train.l2_sp 1 --adapt.strategy lora", r"l2_sp 1.0 does nothing .*leaves the weights of the checkpoint"),
         ("--train.layer_decay 1.1", r"train.layer_decay.*a number above 0 and at most 1"),
         ("--train.ema 1", r"train.ema.*a number between 0 and 1"),
+        ("--train.unfreeze_every 1 --adapt.strategy lp_ft", r"trains a new head alone first, and .* computes it"),
+        (
+            "--train.head_first 0.2 --adapt.strategy head --adapt.solver sgd",
+            r"head_first 0.2 does nothing .*trains nothing that could",
+        ),
+        ("--train.head_factor 9 --train.head_lr 1", r"head_factor 9 does nothing beside --train.head_lr"),
+        ("--train.head_factor 9 --adapt.strategy lp_ft", r"head_factor 9 does nothing .*set --train.head_lr"),
+        ("--adapt.cache off", r"adapt.cache does nothing with --adapt.strategy full, only with head or last"),
+        ("--train.soup greedy --train.max_steps 1", r"--train.max_steps 1 leaves but one; allow more"),
         ("--adapt.explain --train.lr auto", r"--train.lr auto finds its own in training; set a number"),
         ("--adapt.explain --run.resume --run.out x", r"so --run.resume does nothing; leave it out"),
         ("--adapt.explain --run.dry_run", r"so --run.dry_run does nothing; leave it out"),
@@ -213,6 +269,12 @@ def test_nothing_stays_near_random_weights(recipe, flags):
         run_recipe(recipe, "--data.path", "nowhere.csv", *flags.split())
 
 
+@pytest.mark.parametrize("recipe", ["image_classify", "token_classify", "answer", "generate", "translate", "pretrain"])
+def test_a_prompt_is_for_classifiers_of_texts_alone(recipe):
+    with pytest.raises(UserError, match=r"--adapt.strategy must be .*not 'prompt'"):
+        run_recipe(recipe, "--data.path", "nowhere.csv", "--adapt.strategy", "prompt")
+
+
 @pytest.mark.parametrize("strategy", ["full", "last"])
 def test_what_goes_together_is_not_refused(strategy):
     check_turns(AdaptConfig(strategy=strategy), TrainConfig(layer_decay=0.9, unfreeze_every=1, l2_sp=1.0, ema=0.9))
@@ -229,6 +291,15 @@ def test_unfreezing_needs_a_new_head_and_enough_epochs(tmp_path, words, capsys):
     short = TrainConfig(unfreeze_every=3, epochs=3)
     with pytest.raises(UserError, match=r"unfreeze_every 3: training ends after 3 epochs, before anything joins"):
         take_turns(None, Adapted(torch.nn.Linear(1, 1), {"bias"}, ""), feed, short)
+    for more, cure in (
+        ({"epochs": 9, "max_steps": 4}, "or --train.max_steps 5 or more"),
+        ({"epochs": 1}, "or --train.epochs 2 or more"),
+        ({"epochs": 1, "max_steps": 3}, "or --train.epochs 2 and --train.max_steps 5 or more"),
+    ):
+        with pytest.raises(UserError, match=f"set a smaller number, {cure}"):
+            take_turns(None, Adapted(torch.nn.Linear(1, 1), {"bias"}, ""), feed, TrainConfig(unfreeze_every=1, **more))
+    with pytest.raises(UserError, match=r"head_first 0.2: the head is not new.*leave it out"):
+        take_turns(None, Adapted(torch.nn.Linear(1, 1), set(), ""), feed, TrainConfig(head_first=0.2))
     train(tmp_path / "run", *words, "--train.epochs", 2, "--train.batch_size", 12, "--train.unfreeze_every", 1)
     said = "3 of the 4 groups below the head never train in 2 epochs: for all, set --train.epochs 5 or more"
     assert said in capsys.readouterr().out

@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from graftkit.images import ImageConfig
     from graftkit.run import Run
 
-FORMAT = 1  # to be raised where the code that makes the numbers changes
+FORMAT = 2  # to be raised where the code that makes the numbers changes
 IDS, KEPT = "ids", "activations"  # among the targets of all rows; among those of a batch
 GB = 10**9
+LIBRARIES = ("torch", "torchvision", "transformers", "timm", "tokenizers", "pillow")  # that make the numbers
 
 
 @contextmanager
@@ -97,12 +98,11 @@ def _open(
     paths = [stored.path(plan) for plan in plans]
     made = [not run.once(partial(stored.is_good, path, plan)) for path, plan in zip(paths, plans, strict=True)]
     if any(made):
-        run.say(f"the frozen part runs once, over each row: {where} is kept in {paths[0].parent}")
+        run.say(f"the frozen part runs once, over each row: {where} is kept in the cache folder")
     for path, plan, missing in zip(paths, plans, made, strict=True):
-        why = stored.make(path, plan) if missing else None
+        why = stored.open(path, plan, missing=missing)
         if why is not None:
             return None, f"not cached: {why}"
-        plan.kept = stored.read(path)
     run.once(lambda: row_file.keep_within(paths, int(config.cache_gb * GB)))
     seconds = time.monotonic() - began
     facts = {
@@ -129,6 +129,7 @@ class CachedTask:
     def __init__(self, task: Any, boundary: Boundary, plans: Sequence[_Plan]):
         self.task, self.boundary, self.plans = task, boundary, plans
         self.targets: dict[int, dict[str, Any]] = {}  # by plan, those of all its rows
+        self.examples: dict[int, list[dict[str, Any]]] = {}  # by plan, its texts as numbers
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
@@ -147,11 +148,13 @@ class CachedTask:
         plan = self._plan(rows)
         again, places = np.divmod(numbers, len(rows))
         views = 0 if plan.views is None else (chance[1] + again) % plan.views
+        kept = plan.kept.read(views * len(rows) + places)
+        if plan.kept.ragged:  # as the model may look for the padding among the ids
+            batch = self.task.collate([self._examples(plan)[place] for place in places.tolist()])
+            return Batch(batch.ids, batch.inputs, batch.targets | {KEPT: kept})
         targets = {name: _some(values, places) for name, values in self._targets(plan).items()}
         ids = targets.pop(IDS)
-        targets[KEPT] = plan.kept.read(views * len(rows) + places)
-        ragged = plan.tokens is not None and self.boundary.form.whole
-        return Batch(ids, self._inputs(plan, plan.tokens[places] if ragged else np.ones(len(places), int)), targets)
+        return Batch(ids, self._inputs(plan, len(places)), targets | {KEPT: kept})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The task's own, from the boundary on."""
@@ -169,12 +172,16 @@ class CachedTask:
     def _plan(self, rows: Sequence[Row]) -> _Plan | None:
         return next((plan for plan in self.plans if plan.rows is rows), None)
 
-    def _inputs(self, plan: _Plan, tokens: np.ndarray) -> dict[str, Tensor]:
-        """Of so many tokens each, or pictures of one pixel: those of the first row serve for all."""
-        if tokens.max() == 1:
-            inputs = self.task.collate([self.task.stand_in(plan.first, 1)]).inputs
-            return {name: one.expand(len(tokens), *one.shape[1:]) for name, one in inputs.items()}
-        return self.task.collate([self.task.stand_in(plan.first, count) for count in tokens.tolist()]).inputs
+    def _inputs(self, plan: _Plan, rows: int) -> dict[str, Tensor]:
+        """Of one token each, or pictures of one pixel: those of the first row serve for all."""
+        inputs = self.task.collate([self.task.stand_in(plan.first, 1)]).inputs
+        return {name: one.expand(rows, *one.shape[1:]) for name, one in inputs.items()}
+
+    def _examples(self, plan: _Plan) -> list[dict[str, Any]]:
+        """The texts of a split as numbers: little beside what is kept of each token."""
+        if id(plan) not in self.examples:
+            self.examples[id(plan)] = [self.task.encode(row, None) for row in plan.rows]
+        return self.examples[id(plan)]
 
     def _targets(self, plan: _Plan) -> dict[str, Any]:
         """The ids of all rows of a split, and what `collate` says of them besides the inputs."""
@@ -272,24 +279,40 @@ class _Stored:
         """Its file, which bears its key as its name."""
         return cache_folder() / "activations" / f"{self._key(plan)}.rows"
 
-    def read(self, path: Path) -> Activations:
-        """What a whole file holds."""
+    def open(self, path: Path, plan: _Plan, *, missing: bool) -> str | None:
+        """Let a plan read its file, which is made if `missing`, all processes together; returns why not, if so."""
+        for make in (missing, True):  # another run may have removed what was just found
+            why = self.make(path, plan) if make else None
+            if why is not None:
+                return why
+            plan.kept = self.read(path)
+            if all(_gather(plan.kept is not None)):
+                return None
+        return f"{path} cannot be read; set GRAFTKIT_CACHE to a folder of your own"
+
+    def read(self, path: Path) -> Activations | None:
+        """What a whole file holds; None where there is none that may be read."""
         index = row_file.read_index(path, path.stem)
-        return Activations(path, index, self.shape, self.dtype, self.ragged)
+        if index is None:
+            return None
+        try:
+            return Activations(path, index, self.shape, self.dtype, self.ragged)
+        except (OSError, ValueError):  # removed meanwhile, or another one in its place
+            return None
 
     def is_good(self, path: Path, plan: _Plan) -> bool:
         """Whether there is a whole file, in which a few rows are what the network says of them now."""
         import torch
 
-        index = row_file.read_index(path, path.stem)
-        if index is None or not np.array_equal(index, plan.index):
+        found = self.read(path)
+        if found is None or not np.array_equal(found.index, plan.index):
             return False
         places = probes(plan.tokens, len(plan.rows))
         chance = None if plan.views is None else (self.run.seed, 0)
         tokens = None if plan.tokens is None else plan.tokens[places]
         batch = next(load_batches(self.task, plan.rows, [np.array(places)], chance))
         now = self._compute_batch(batch, tokens).float().cpu()
-        kept = self.read(path).read(np.array(places)).float()
+        kept = found.read(np.array(places)).float()
         noise = 1e-4 if self.dtype == torch.float32 else 0.05
         for place, (one, other) in enumerate(zip(now, kept, strict=True)):
             wide = slice(None) if not self.ragged else slice(int(tokens[place]))
@@ -376,14 +399,19 @@ class _Stored:
             "shape": [self.shape, str(self.dtype)],
             "weights": self._weights,
             "settings": str(getattr(self.model, "config", None) or getattr(self.model, "pretrained_cfg", None)),
+            "network": repr(self.model),  # of timm: what was set besides its pretrained_cfg
             "encoding": self.task.encoding(),
             "rows": _digest(self.task, plan.light),
-            "views": None if plan.views is None else [self.run.seed, plan.views],
+            "views": None if plan.views is None else self._chance(plan.views),
             "precision": self.run.record["precision"],
             "device": self.run.accelerator.device.type,
-            "versions": [version(name) for name in ("torch", "transformers", "timm", "tokenizers", "pillow")],
+            "versions": [version(name) for name in LIBRARIES],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _chance(self, views: int) -> list[Any]:
+        """What views of a picture follow from."""
+        return [self.run.seed, views, self.task.preprocessing.random_facts()]
 
     @cached_property
     def _weights(self) -> str:

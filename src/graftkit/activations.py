@@ -36,6 +36,7 @@ class Form:
     fits: Callable[[Tensor, bool], bool]  # whether the tensor has it; the flag says whether rows are texts
     take: Callable[[Tensor, Tensor | None], Tensor]  # the tensor and, of texts, the tokens of each row (rows,)
     whole: bool = False  # all tokens of a text, and not one for all
+    by_id: bool = False  # the last token is the last one whose id is not that of padding, wherever a text ends
 
 
 def _last_tokens(states: Tensor, tokens: Tensor | None) -> Tensor:
@@ -47,7 +48,8 @@ def _last_tokens(states: Tensor, tokens: Tensor | None) -> Tensor:
 FORMS = (  # the smallest first
     Form("one vector", lambda x, texts: x.ndim == 2 or (x.ndim == 4 and x.shape[2:] == (1, 1)), lambda x, tokens: x),
     Form("the first token", lambda x, texts: x.ndim == 3, lambda x, tokens: x[:, :1]),
-    Form("the last token", lambda x, texts: x.ndim == 3 and texts, _last_tokens),
+    Form("the last token", lambda x, texts: x.ndim == 3 and texts, _last_tokens, by_id=True),
+    Form("the token at the end", lambda x, texts: x.ndim == 3 and texts, _last_tokens),
     Form("the mean of the tokens", lambda x, texts: x.ndim == 3 and not texts, lambda x, tokens: x.mean(1, True)),
     Form("the mean over places", lambda x, texts: x.ndim == 4, lambda x, tokens: x.mean((2, 3), True)),
     Form("the mean over places", lambda x, texts: x.ndim == 4, lambda x, tokens: x.mean((1, 2), True)),
@@ -82,7 +84,7 @@ class Boundary:
             with torch.no_grad():
                 task.predict(model, batch)
         except _Reached as reached:
-            return self.form.take(reached.tensor, tokens)
+            return self.form.take(reached.tensor, count_tokens(task, batch) if self.form.by_id else tokens)
         finally:
             hook.remove()
         raise RuntimeError(f"{self.at} was not called")
@@ -117,6 +119,17 @@ class Boundary:
                     module.__dict__["forward"] = forward
 
 
+def count_tokens(task: Any, batch: Batch) -> Tensor:
+    """Tokens of each text up to the last one whose id is not that of padding, (rows,): GPT-style models read that one.
+
+    It is not the last of a text that ends in the token that also pads.
+    """
+    import torch
+
+    ids = batch.inputs["input_ids"]
+    return (torch.arange(ids.shape[1], device=ids.device) * (ids != task.tokenizer.pad_token_id)).argmax(1) + 1
+
+
 class _Reached(Exception):
     """Ends a forward pass at the boundary."""
 
@@ -135,7 +148,11 @@ def find_boundary(
     import torch
 
     device = next(model.parameters()).device
-    batch = task.collate([task.encode(row, None) for row in rows]).to(device)
+    examples = [task.encode(row, None) for row in rows]
+    if tokens is not None:
+        rows, tokens = [*rows, rows[-1]], np.append(tokens, tokens[-1])
+        examples.append(_ending_in_padding(task, examples[-1]))
+    batch = task.collate(examples).to(device)
     counts = None if tokens is None else torch.from_numpy(tokens.astype(np.int64))
     model.eval()
     with full_precision(), torch.enable_grad():
@@ -151,10 +168,13 @@ def find_boundary(
         skipped = {call.path: stub for call in before if (stub := _stub(call, len(rows), counts is not None))}
         for form, slot, tensor in _choices(last.output, len(rows), counts is not None):
             boundary = Boundary(last.path, _plain_parts(last.output), type(last.output), slot, form, skipped)
-            kept = form.take(tensor, counts)
+            kept = form.take(tensor, count_tokens(task, batch) if form.by_id else counts)
+            given = batch
+            if tokens is None or not form.whole:  # one token stands for all, or one pixel
+                given = task.collate([task.stand_in(row, 1) for row in rows]).to(device)
             try:
                 with boundary.entered(model, kept):
-                    found = _loss_and_gradients(task, model, _stand_ins(task, rows, form, tokens).to(device))
+                    found = _loss_and_gradients(task, model, given)
             except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):
                 continue  # this network reads more than that
             if _alike(wanted, found):
@@ -162,9 +182,13 @@ def find_boundary(
     return None, f"{type(_plain(model)).__name__} reads more than the output of {last.path}"
 
 
-def _stand_ins(task: Keepable, rows: Sequence[Row], form: Form, tokens: np.ndarray | None) -> Batch:
-    lengths = [1] * len(rows) if tokens is None or not form.whole else tokens.tolist()
-    return task.collate([task.stand_in(row, length) for row, length in zip(rows, lengths, strict=True)])
+def _ending_in_padding(task: Any, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The same text but for its last word, which has the id of padding, as where the token that ends a text pads."""
+    ids = list(example["input_ids"])
+    words = [place for place, token in enumerate(ids) if token not in task.tokenizer.all_special_ids]
+    for place in words[-1:]:
+        ids[place] = task.tokenizer.pad_token_id
+    return {**example, "input_ids": ids}
 
 
 def probes(lengths: np.ndarray | None, rows: int) -> list[int]:

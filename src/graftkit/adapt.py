@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class AdaptConfig:
     """What may change?"""
 
-    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "prompt"] = "full"
-    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
-    and norms (bitfit), or a prompt before each text"""
+    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit"] = "full"
+    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, or all biases
+    and norms (bitfit)"""
     blocks: AtLeastOne = 2
     """how many of the last blocks train with strategy last"""
     rank: AtLeastOne = 8
@@ -36,8 +36,6 @@ class AdaptConfig:
     targets: list[str] | None = None
     """names of the layers that LoRA or IA3 adapts, such as query,value; by default all linear layers of the blocks for
     LoRA, and those of keys, values and feed-forward units for IA3"""
-    prompt_tokens: AtLeastOne = 20
-    """length of the prompt with strategy prompt; the model reads so many tokens less of a text"""
     merge: bool = False
     """save a LoRA or IA3 run as a plain model, its update added to the weights, and the adapter beside it (pictures and
     backbones always)"""
@@ -46,16 +44,12 @@ class AdaptConfig:
 
     def __post_init__(self) -> None:
         for name, strategies in ONLY_WITH.items():
-            if self.strategy not in strategies and getattr(self, name) != getattr(AdaptConfig, name):
+            usual = getattr(type(self), name, None)  # no setting of all recipes
+            if self.strategy not in strategies and getattr(self, name, None) != usual:
                 raise UserError(
                     f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with "
                     f"{' or '.join(strategies)}; leave it out"
                 )
-
-    @property
-    def places(self) -> int:
-        """How many places of the model the prompt takes from the text."""
-        return self.prompt_tokens if self.strategy == "prompt" else 0
 
 
 ONLY_WITH = {
@@ -75,9 +69,9 @@ ONLY_WITH = {
 class ClassifierAdaptConfig(AdaptConfig):
     """What may change?"""
 
-    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "prompt", "lp_ft"] = "full"
-    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
-    and norms (bitfit), or a prompt before each text; lp_ft computes the best head first, then everything trains"""
+    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "lp_ft"] = "full"
+    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, or all biases
+    and norms (bitfit); lp_ft computes the best head first, then everything trains"""
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
     """with strategy head, compute the best last layer at once (lbfgs), or train the head as all else is (sgd)"""
     cache: Literal["auto", "off"] = "auto"
@@ -99,7 +93,7 @@ class ClassifierAdaptConfig(AdaptConfig):
             raise UserError(
                 f"--adapt.solver sgd does nothing with --adapt.strategy {self.strategy}: {why}; leave it out"
             )
-        for name in ("cache_gb", "views"):
+        for name in ("cache", "cache_gb", "views"):
             if getattr(self, name) == getattr(ClassifierAdaptConfig, name):
                 continue
             if self.strategy not in (*CACHED, "lp_ft"):
@@ -107,12 +101,28 @@ class ClassifierAdaptConfig(AdaptConfig):
                     f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with "
                     f"{' or '.join(CACHED)}: nothing else says the same in every epoch; leave it out"
                 )
-            if self.cache == "off":
+            if self.cache == "off" and name != "cache":
                 raise UserError(f"--adapt.{name} does nothing with --adapt.cache off; leave one of them out")
 
 
 CACHED = ("head", "last")
 """The strategies that leave a part of the model as it is, whose activations can be kept."""
+
+
+@dataclass(frozen=True)
+class TextAdaptConfig(ClassifierAdaptConfig):
+    """What may change?"""
+
+    strategy: Literal["full", "head", "last", "lora", "ia3", "bitfit", "lp_ft", "prompt"] = "full"
+    """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
+    and norms (bitfit), or a prompt before each text; lp_ft computes the best head first, then everything trains"""
+    prompt_tokens: AtLeastOne = 20
+    """length of the prompt with strategy prompt; the model reads so many tokens less of a text"""
+
+    @property
+    def places(self) -> int:
+        """How many places of the model the prompt takes from the text."""
+        return self.prompt_tokens if self.strategy == "prompt" else 0
 
 
 @dataclass(frozen=True)
@@ -129,10 +139,16 @@ class Adapted:
         plain = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         return type(plain).__name__
 
+    def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters by name, without the copy that PEFT keeps of a head as it began, which nothing reads."""
+        named = self.model.named_parameters()
+        return [(name, parameter) for name, parameter in named if ".original_module." not in name]
+
     def facts(self, strategy: str) -> dict[str, Any]:
         """What the run's record keeps."""
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in self.model.parameters())
+        own = [parameter for _, parameter in self.own_parameters()]
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        total = sum(p.numel() for p in own)
         return {
             "strategy": strategy,
             "description": self.description,
@@ -220,6 +236,10 @@ def _lora(headed: Headed, config: AdaptConfig) -> Adapted:
     return Adapted(*add_lora(headed, **how, targets=config.targets))
 
 
+def _prompt(headed: Headed, config: AdaptConfig) -> Adapted:
+    return Adapted(*add_prompt(headed, tokens=config.places))
+
+
 STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
     "full": _full,
     "head": _head,
@@ -228,7 +248,7 @@ STRATEGIES: dict[str, Callable[[Headed, AdaptConfig], Adapted]] = {
     "ia3": lambda headed, config: Adapted(*add_ia3(headed, targets=config.targets)),
     "bitfit": _bitfit,
     "lp_ft": _lp_ft,
-    "prompt": lambda headed, config: Adapted(*add_prompt(headed, tokens=config.prompt_tokens)),
+    "prompt": _prompt,
 }
 
 

@@ -74,7 +74,7 @@ def _runs_in(folder: Path) -> list[Path]:
             "said of their average; give runs of several seeds (--run.seeds)"
         )
     if "seeds" in run:
-        return [folder / one["name"] for one in run["seeds"]]
+        return [seed for one in run["seeds"] for seed in _runs_in(folder / one["name"])]
     check_classifier(folder, run, "graft soup")
     if is_evaluation(run):
         raise UserError(f"{folder} is an evaluation, which holds no model; name the run that made it")
@@ -109,6 +109,7 @@ ALIKE = {
     "labels": lambda run: run["labels"],
     "pretrained model": _start,
     "rows": lambda run: {name: split["sha256"] for name, split in run["data"]["splits"].items()},
+    "length of texts (--backbone.max_length)": lambda run: (run.get("lengths") or {}).get("max_length"),
     "size and colours of pictures": _pictures,
 }
 """What must be the same, from run.json."""

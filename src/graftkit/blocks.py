@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from graftkit.errors import UserError
-from graftkit.optim import Depths
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
-    """What the model's blocks are called, how many there are, and the depth of each parameter by name.
+class Depths(NamedTuple):
+    """What a network's blocks are called, how many there are, and how deep each parameter stands.
 
     Depth 0 is what feeds the blocks, 1 the first block, and one more than there are blocks what follows the last one.
+    """
+
+    where: str
+    blocks: int
+    of: Mapping[str, int]  # by the parameter's name
+
+
+def find_blocks(model: nn.Module) -> Depths:
+    """The blocks of a plain network.
+
     timm's models say so themselves (`group_matcher`); in others the blocks are the list of modules that holds most
     parameters; of a network with an encoder and a decoder those of the decoder, which the encoder feeds. Raises
     UserError where there is none.
@@ -43,7 +53,7 @@ def find_blocks(model: nn.Module) -> tuple[str, int, dict[str, int]]:
             if writes:  # the decoder's last norm stands in it, and is named after no embedding
                 feeds = not reached or "embed" in name
             depths[name] = 0 if feeds else count + 1
-    return path, count, depths
+    return Depths(path, count, depths)
 
 
 def has_decoder(model: nn.Module) -> bool:
@@ -51,7 +61,7 @@ def has_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
+def _blocks_by_matcher(model: nn.Module) -> Depths:
     """timm's own groups: the first is the stem, the last what no group knows, which is the head and what is near it."""
     from timm.models import group_parameters
 
@@ -59,12 +69,12 @@ def _blocks_by_matcher(model: nn.Module) -> tuple[str, int, dict[str, int]]:
     count = max(groups.values()) - 1
     if count < 1:
         raise UserError(f"{type(model).__name__} has no blocks that timm knows; choose --adapt.strategy full or head")
-    return type(model).__name__, count, groups
+    return Depths(type(model).__name__, count, groups)
 
 
 def depths_of(model: nn.Module) -> Depths:
     """The same for a model that PEFT may have wrapped. What it adds outside the network, a prompt, feeds the blocks."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    _, blocks, depths = find_blocks(plain)
+    where, blocks, depths = find_blocks(plain)
     deep = {id(parameter): depths[name] for name, parameter in plain.named_parameters()}
-    return Depths(blocks, {name: deep.get(id(parameter), 0) for name, parameter in model.named_parameters()})
+    return Depths(where, blocks, {name: deep.get(id(parameter), 0) for name, parameter in model.named_parameters()})

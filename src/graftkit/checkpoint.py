@@ -39,7 +39,7 @@ class State:
     epochs: list[int] = field(default_factory=list)  # updates that ended one, whose weights are all kept, for a soup
     log_size: int = 0  # bytes of log.jsonl
     processes: int = 1
-    origin: dict[str, Any] = field(default_factory=dict)  # hashes of the rows, and the precision
+    origin: dict[str, Any] = field(default_factory=dict)  # hashes of rows and teacher, and the precision
     scaler: dict[str, Any] | None = None  # of the loss, in fp16
 
 

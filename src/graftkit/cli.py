@@ -121,9 +121,11 @@ Say which way of adapting is best here, for that much time: the arms compete, an
     graft bakeoff recipes/text_classify.py --budget 10m --arms head,lp_ft,last,lora,full --data.path reviews.csv
     graft bakeoff recipes/text_classify.py --budget 1h --arms head,lora:adapt.rank=16:train.lr=3e-4,full
 
-An arm is a strategy of the recipe (--adapt.strategy), with settings of its own after colons; all other settings are for
-every arm. Each run has a process of its own, and ends at dev; the finalists, two at most, run with several seeds. Test
-is asked of the recommended arm alone, at the end. The same command with the same --out goes on where it was stopped."""
+An arm is a strategy of the recipe (--adapt.strategy), with settings of its own after colons, in which a list has commas
+(lora:adapt.targets=query,value); all other settings are for every arm. Each run has a process of its own, and ends at
+dev; the finalists, two at most, run with several seeds. Test is asked of the recommended arm alone, at the end. The
+same command with the same --out goes on where it was stopped; where data, recipe or a local checkpoint changed since,
+it begins anew."""
 
 
 @dataclass(frozen=True)
@@ -396,7 +398,8 @@ def bakeoff(words: Sequence[str]) -> None:
     parser.add_argument("--arms", metavar="ARMS", required=True, help="with commas between them")
     parser.add_argument("--seeds", metavar="COUNT", type=int, default=3, help="of the finalists, by default 3")
     parser.add_argument("--out", metavar="FOLDER", help="folder of all runs, by default runs/bakeoff-<recipe>-<time>")
-    arguments, flags = parser.parse_known_args(words)
+    own, flags = _part(words)
+    arguments = parser.parse_args(own)
     from graftkit.bakeoff import bakeoff as compete
 
     compete(**vars(arguments), flags=flags)

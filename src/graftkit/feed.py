@@ -10,7 +10,7 @@ import numpy as np
 
 from graftkit.batches import epoch_updates, shares, updates_per_epoch
 from graftkit.errors import UserError
-from graftkit.task import Batch, Gathering, Row, Task
+from graftkit.task import Batch, Row, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,7 +89,8 @@ def load_batches(
     import torch
     from torch.utils.data import DataLoader
 
-    if isinstance(task, Gathering) and task.holds(rows, chance):
+    holds = getattr(task, "holds", None)  # of Gathering, which tasks around another pass on by `__getattr__`
+    if holds is not None and holds(rows, chance):
         yield from (task.gather(rows, numbers, chance) for numbers in batches)
         return
     workers = min(task.workers, len(batches))

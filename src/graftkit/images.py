@@ -169,9 +169,15 @@ class Preprocessing:
         }
 
     def facts(self) -> dict[str, Any]:
-        """All that the pixels of a picture follow from, besides the picture: plain JSON."""
+        """All that the pixels that evaluation sees follow from, besides the picture: plain JSON."""
         how = None if self.processor is None else self.processor.to_dict()
-        return self.timm_settings() | {"processor": how, "blue_first": self.blue_first, "config": asdict(self.config)}
+        return self.timm_settings() | {"processor": how, "blue_first": self.blue_first}
+
+    def random_facts(self) -> dict[str, Any]:
+        """All that the pixels that training sees follow from besides these and the chance: plain JSON."""
+        config = asdict(self.config)
+        side = config["cache_side"] if self.config.cache else None  # of what crops come from
+        return {name: config[name] for name in ("augment", "crop", "flip", "erase", "mixup", "cutmix")} | {"side": side}
 
     @property
     def _mean_colour(self) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from graftkit.config import NotNegative, Positive, Range
+from graftkit.config import NotNegative, NotZero, Positive, Range
 from graftkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from graftkit.run import Run
 
 BelowOne = Annotated[float, Range("a number from 0 up, below 1", lambda number: 0 <= number < 1)]
-NotNone = Annotated[float, Range("a number above 0, at most 1", lambda number: 0 < number <= 1)]
 
 SKEWED = (
     "class weights, balanced sampling and focal loss change what the model's probabilities mean: they are no longer "
-    "shares of rows. The temperature that is chosen on dev mends a part of that alone; trust the ranking of the labels "
-    "more than their probabilities"
+    "shares of rows; trust the ranking of the labels more than their probabilities"
 )
+MENDED = ". The temperature that is chosen on dev mends a part of that alone"
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class LossConfig:
     """folder or Hub id of a larger classifier with the same labels, whose answers are learned, too"""
     temperature: Positive = 2.0
     """by which the logits of teacher and student are divided when they are compared"""
-    teacher_share: NotNone = 0.5
+    teacher_share: NotZero = 0.5
     """share of the loss that the teacher has; the rest is that of the labels"""
 
     def __post_init__(self) -> None:
@@ -231,7 +230,8 @@ def choose_loss(run: Run, config: LossConfig, splits: Splits) -> CrossEntropy:
             f"balanced sampling: an epoch draws {len(labels):,} rows, each label equally often, some rows many times; "
             f"it sees about {seen:,.0f} of the {len(labels):,} rows"
         )
-    _tell(run, config, dict(zip(splits.labels, weights or (), strict=False)))
+    calibrated = run.config["report"]["calibrate"]
+    _tell(run, config, dict(zip(splits.labels, weights or (), strict=False)), calibrated=calibrated)
     return CrossEntropy(config.label_smoothing, weights, config.focal, config.temperature, share)
 
 
@@ -240,11 +240,11 @@ def choose_loss_of_sets(run: Run, config: LossConfig, splits: Splits) -> BinaryC
     rows = list(splits.train["labels"])
     counts = [sum(label in row for row in rows) for label in splits.labels]
     weights = None if config.class_weights is None else rarity(counts, [len(rows) - count for count in counts])
-    _tell(run, config, dict(zip(splits.labels, weights or (), strict=False)))
+    _tell(run, config, dict(zip(splits.labels, weights or (), strict=False)), calibrated=False)
     return BinaryCrossEntropy(weights, config.focal)
 
 
-def _tell(run: Run, config: LossConfig, weights: Mapping[str, float]) -> None:
+def _tell(run: Run, config: LossConfig, weights: Mapping[str, float], *, calibrated: bool) -> None:
     """Record what an answer costs, where that is not the plain cross-entropy; say what follows for probabilities."""
     weights = {label: weight for label, weight in weights.items() if weight > 0}
     if settings := changed(config):
@@ -253,7 +253,7 @@ def _tell(run: Run, config: LossConfig, weights: Mapping[str, float]) -> None:
         low, high = min(weights, key=weights.__getitem__), max(weights, key=weights.__getitem__)
         run.say(f"class weights: from {weights[low]:.3g} ({low}) to {weights[high]:.3g} ({high})")
     if config.class_weights or config.sampling or config.focal:
-        run.say(SKEWED)
+        run.say(SKEWED + MENDED if calibrated else SKEWED)
 
 
 def _unsure(chance: Tensor, power: float) -> Tensor:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from graftkit.blocks import Depths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
-
-
-class Depths(NamedTuple):
-    """How deep each parameter stands: 0 feeds the blocks, 1 is in the first, `blocks` + 1 follows the last."""
-
-    blocks: int
-    of: Mapping[str, int]  # by the parameter's name
 
 
 def make_optimizer(

@@ -192,6 +192,6 @@ def check_rate(adapt: AdaptConfig, config: TrainConfig) -> None:
         )
     if config.head_lr is not None:
         raise UserError(
-            "--train.lr auto: with --adapt.strategy head only the head trains, at --train.head_lr; set that to null, "
-            "or --train.lr to a number"
+            "--train.lr auto: with --adapt.strategy head only the head trains, at --train.head_lr; leave that out, "
+            "or set --train.lr to a number"
         )

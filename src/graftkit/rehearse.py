@@ -21,15 +21,15 @@ from graftkit.rate_range import rising
 from graftkit.run import Run
 from graftkit.solve import after_solving
 from graftkit.task import Lengths, Task
+from graftkit.teach import has_teacher, tried
 from graftkit.train import (
     TrainConfig,
     accumulate_gradients,
     make_feed,
-    optimizer_of,
     planned_updates,
     prepare,
-    take_turns,
 )
+from graftkit.turns import optimizer_of, take_turns
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -57,8 +57,9 @@ def rehearse(
     reading = try_reading(run, task, adapted, splits, lengths, adapt.views or 1) if solves(adapt) else 0.0
     if computed:
         return {"updates": 0, "seconds": reading, "memory": peak_memory()}
+    task, asking = tried(run, task, splits, config) if has_teacher(config) else (task, 0.0)
     estimate = try_updates(run, task, adapted, feed, config)
-    return estimate | {"seconds": round(estimate["seconds"] + reading, 1)}
+    return estimate | {"seconds": round(estimate["seconds"] + reading + asking, 1)}
 
 
 def try_reading(run: Run, task: Task, adapted: Adapted, splits: Splits, lengths: Lengths, views: int) -> float:
@@ -151,7 +152,7 @@ def list_groups(adapted: Adapted, optimizer: Optimizer) -> list[Group]:
     """The groups from below: what feeds the blocks, each block, what follows them, the head."""
     settings = {name: group for group in optimizer.param_groups for name in group["names"]}
     found: dict[int, Group] = {}
-    for (name, parameter), (place, title) in zip(adapted.model.named_parameters(), _name_groups(adapted), strict=True):
+    for (name, parameter), (place, title) in zip(adapted.own_parameters(), _name_groups(adapted), strict=True):
         group = found.setdefault(place, Group(title))
         group.parameters += parameter.numel()
         if name in settings:
@@ -165,9 +166,9 @@ def list_groups(adapted: Adapted, optimizer: Optimizer) -> list[Group]:
 
 def _name_groups(adapted: Adapted) -> list[tuple[int, str]]:
     """For each parameter, the place of its group from below, and the group's name."""
-    named = list(adapted.model.named_parameters())
+    named = adapted.own_parameters()
     try:
-        blocks, depths = depths_of(adapted.model)
+        _, blocks, depths = depths_of(adapted.model)
     except UserError:  # no blocks: see find_blocks
         blocks, depths = 0, {name: 0 for name, _ in named}
     pictures = any(parameter.ndim == 4 for name, parameter in named if depths[name] == 0)

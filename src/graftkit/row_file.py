@@ -26,7 +26,7 @@ def begin(path: Path) -> Path:
     handle, part = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".part", dir=path.parent)
     os.close(handle)
     for old in path.parent.glob("*.part"):
-        with contextlib.suppress(FileNotFoundError):  # another process may sweep too
+        with contextlib.suppress(OSError):  # another process may sweep too, and some are another user's
             if time.time() - old.stat().st_mtime > ABANDONED:
                 old.unlink()
     return Path(part)
@@ -51,17 +51,23 @@ def keep_within(used: Sequence[Path], most: int) -> None:
     A run that reads a file that is removed goes on: its map of it stays.
     """
     for path in used:
-        os.utime(path)
-    held = [(path.stat().st_mtime, path.stat().st_size, path) for path in used[0].parent.glob(f"*{used[0].suffix}")]
+        with contextlib.suppress(OSError):  # another user's, or removed by another run
+            os.utime(path)
+    held = []
+    for path in used[0].parent.glob(f"*{used[0].suffix}"):
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            held.append((facts.st_mtime, facts.st_size, path))
     total = sum(size for _, size, _ in held)
     for _, size, path in sorted(held):
         if total > most and path not in used:
-            path.unlink(missing_ok=True)
-            total -= size
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                total -= size
 
 
 def read_index(path: Path, key: str) -> np.ndarray | None:
-    """The index of a whole file with this key; None where there is none."""
+    """The index of a whole file with this key; None where there is none that may be read."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(HEADER))
@@ -69,5 +75,5 @@ def read_index(path: Path, key: str) -> np.ndarray | None:
                 return None
             file.seek(header["index"])
             return np.load(file, allow_pickle=False)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: foreign, no JSON
+    except (OSError, ValueError):  # ValueError: foreign, no JSON
         return None

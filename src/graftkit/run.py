@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NOT_KEPT = ("out", "resume", "overwrite", "until")
-FOUND = ("training", "audit", "explanations", "rate_range")  # in the record by earlier parts of a run
+FOUND = ("training", "audit", "explanations", "rate_range", "teacher")  # in the record by earlier parts of a run
+READ = {"backbone": ("name",), "train": ("teacher",), "data": ("path", "train", "dev", "test")}
+"""By section, the settings that may name a file or a folder which a run reads."""
+BUILT_IN = ("demo", "demo-gpt", "demo-t5", "demo-source")  # what a setting names so is no folder
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,9 @@ class Run:
         backbone = before.get("backbone") or {}
         if backbone.get("commit"):
             pin(backbone["name"], backbone["revision"], backbone["commit"])
+        teacher = before.get("teacher") or {}
+        if teacher.get("commit"):
+            pin(teacher["name"], None, teacher["commit"])
         self.record["command"] = before["command"]
         self.record["seconds"] = dict(before["seconds"])
         self.record |= {name: before[name] for name in FOUND if name in before}
@@ -344,9 +350,7 @@ def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
     """
     from accelerate import PartialState
 
-    made_by = {"graftkit": __version__, **versions()}
-    facts = to_yaml(config, leave_out=not_kept(config)) + json.dumps(made_by, sort_keys=True)
-    folder = cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
+    folder = kept_folder(config)
     if not (folder / "metrics.json").exists():
         program = os.getppid() if "RANK" in os.environ else os.getpid()  # the launcher's, for all of its processes
         mine = folder.with_name(f"{folder.name}.{program}")
@@ -354,6 +358,13 @@ def kept_run(config: Any, main: Callable[[Any], Any]) -> Path:
         main(replace(config, run=replace(config.run, out=str(mine), **plain)))
         once(PartialState(), lambda: _rename_or_remove(mine, folder))
     return folder
+
+
+def kept_folder(config: Any) -> Path:
+    """The folder in the cache folder of a run with these settings; it is whole where it holds metrics.json."""
+    made_by = {"graftkit": __version__, **versions()}
+    facts = to_yaml(config, leave_out=not_kept(config)) + json.dumps(made_by, sort_keys=True)
+    return cache_folder() / "runs" / hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _rename_or_remove(mine: Path, folder: Path) -> None:
@@ -385,7 +396,22 @@ def _choose_folder(recipe: str, config: Any) -> Path:
             raise UserError(f"--run.out {folder} is not empty; set {resume}--run.overwrite or another folder")
         if not (folder / "config.yaml").exists():
             raise UserError(f"--run.overwrite: {folder} holds no run of graftkit, so nothing in it is deleted")
+        _check_spared(folder, config)
     return folder
+
+
+def _check_spared(folder: Path, config: Any) -> None:
+    """Raise UserError where a run would delete what it reads: a checkpoint, a teacher or data in an earlier run."""
+    for section, names in READ.items():
+        for name in names:
+            given = getattr(getattr(config, section, None), name, None)
+            if given is None or given in BUILT_IN or not (path := Path(given).expanduser()).exists():
+                continue
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"--run.overwrite would delete {folder}, in which --{section}.{name} {given} lies; name another "
+                    "--run.out"
+                )
 
 
 def check_resume(config: Any) -> Path:

@@ -2,12 +2,14 @@
 
 Optuna (Akiba et al. 2019, arXiv 1907.10902) draws the settings of each trial by what earlier ones scored on dev (TPE,
 Bergstra et al. 2011), and ends a trial whose dev score falls behind. A trial is a run of its own, in a process of its
-own. Test is asked once, of the best.
+own. Test is asked of the best alone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -21,16 +23,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from graftkit.adapt import solves
+from graftkit.bakeoff import sources
 from graftkit.bakeoff.arms import load_recipe
 from graftkit.bakeoff.runs import stop
 from graftkit.config import differences, parse
 from graftkit.errors import UserError
 from graftkit.report.markdown import duration, escape, fenced, in_brackets, shorten, table, title, with_interval
 from graftkit.run import write_aside
-from graftkit.search_space import read_space
+from graftkit.search_space import draw_words, names_in, read_space, rounded, settle
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from optuna import Study
+    from optuna.samplers import TPESampler
     from optuna.trial import FrozenTrial, Trial
 
 LOOKS = 0.5  # seconds between two looks at a trial
@@ -59,14 +66,18 @@ def search(
     on. Writes search.md, which says what came out. `run` starts a trial.
     """
     module = load_recipe(recipe)
-    space = read_space(specs, flags, module.Config)
-    study = _open_study(out, {"recipe": str(recipe), "vary": list(specs), "settings": list(flags), "seed": seed})
+    space = read_space(specs, flags, module)
+    read = sources.stamps(sources.named(recipe, flags, [parse(module.Config, flags)]), out)
+    settings = {"recipe": str(recipe), "vary": list(specs), "settings": list(flags), "seed": seed, "read": read}
     start, begun = run or run_command, time.monotonic()
     try:
-        with _terminated_as_interrupted():
+        with _alone(out), _terminated_as_interrupted():
+            study = _open_study(out, settings)
             while (trial := _next_trial(study, trials, seed, begun, seconds)) is not None:
-                words = [*flags, *(word for one in space for word in (f"--{one.name}", one.draw(trial)))]
-                _try(study, trial, module.Config, recipe, words, out, start)
+                words = draw_words(space, trial, flags, module)
+                named = {*names_in(flags), *(one.name for one in space)} - {*names_in(words)}
+                trial.set_user_attr("not_read", sorted(named))
+                _try(study, trial, module, recipe, words, out, start)
                 print(f"trial {trial.number + 1} of {trials}: {_told(study.trials[trial.number])}", flush=True)
                 _keep_weights(study, out)
                 _check_hopeful(study)
@@ -80,21 +91,33 @@ def search(
 # trials
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Make the folder, and hold it; UserError where that cannot be, or another search holds it."""
+    _optuna()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error.strerror}") from error
+    try:
+        _lock(held, out)
+        yield
+    finally:
+        os.close(held)
+
+
+def _lock(folder: int, out: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"--out {out}: another graft search is at work in it; wait for it, or name another") from error
+
+
 def _open_study(out: Path, settings: dict[str, Any]) -> Study:
     """The study in a folder, a new one where there is none; UserError where that was begun with other settings."""
     optuna = _optuna()
-    kept = out / "search.yaml"
-    if kept.exists():
-        changed = differences(yaml.safe_load(kept.read_text(encoding="utf-8")), settings)
-        if changed:
-            raise UserError(f"--out {out} holds a search with others: {'; '.join(changed)}; name another folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} holds something that is no search; name another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made: {error.strerror}") from error
-    write_aside(kept, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    _claim_kept(out, settings)
     return optuna.create_study(
         study_name="search",
         storage=f"sqlite:///{(out / 'search.db').resolve()}",
@@ -102,6 +125,34 @@ def _open_study(out: Path, settings: dict[str, Any]) -> Study:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST),
         load_if_exists=True,
     )
+
+
+def _claim_kept(out: Path, settings: dict[str, Any]) -> None:
+    """Begin in the folder, or go on in it; UserError where it holds something else, or what trials read has changed."""
+    kept = out / "search.yaml"
+    if kept.exists():
+        before = _read_settings(kept)
+        stale = sources.changed(before.pop("read", settings["read"]), settings["read"])
+        changed = differences(before, {name: value for name, value in settings.items() if name != "read"})
+        if stale and not changed:
+            raise UserError(
+                f"--out {out} holds a search of other data: {', '.join(stale)} changed since; name another folder"
+            )
+        if changed:
+            raise UserError(f"--out {out} holds a search with others: {'; '.join(changed)}; name another folder")
+    elif any(out.iterdir()):
+        raise UserError(f"--out {out} holds something that is no search; name another folder")
+    write_aside(kept, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _read_settings(kept: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(kept.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{kept} holds no settings of a search; name another folder with --out")
+    return settings
 
 
 def _optuna() -> Any:
@@ -115,7 +166,6 @@ def _optuna() -> Any:
 
 def _next_trial(study: Study, trials: int, seed: int, begun: float, seconds: float | None) -> Trial | None:
     """The trial that was stopped, or a new one; None where there are enough, or time is up."""
-    from optuna.samplers import TPESampler
     from optuna.trial import Trial, TrialState
 
     known = study.get_trials(deepcopy=False)
@@ -125,12 +175,26 @@ def _next_trial(study: Study, trials: int, seed: int, begun: float, seconds: flo
         return None
     number = open_ones[0].number if open_ones else len(known)
     # a sampler for each trial: what it draws follows from the seed and earlier trials, also where a search goes on
-    study.sampler = TPESampler(seed=seed * 100_003 + number, n_startup_trials=FIRST)
+    study.sampler = _sampler(seed * 100_003 + number)
     return Trial(study, open_ones[0]._trial_id) if open_ones else study.ask()
 
 
+def _sampler(seed: int) -> TPESampler:
+    """TPE, but for numbers that are rounded, so that what is run is what it learns from."""
+    from optuna.distributions import FloatDistribution
+    from optuna.samplers import TPESampler
+
+    class Rounding(TPESampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+            value = super().sample_independent(study, trial, name, distribution)
+            floating = isinstance(distribution, FloatDistribution)
+            return rounded(value, distribution.low, distribution.high) if floating else value
+
+    return Rounding(seed=seed, n_startup_trials=FIRST)
+
+
 def _try(
-    study: Study, trial: Trial, config_class: type, recipe: Path, words: Sequence[str], out: Path, run: Run
+    study: Study, trial: Trial, module: ModuleType, recipe: Path, words: Sequence[str], out: Path, run: Run
 ) -> None:
     """Run a trial until dev, and tell the study what came of it."""
     from optuna.trial import TrialState
@@ -140,7 +204,9 @@ def _try(
     trial.set_user_attr("words", list(words))
     pruned, why = False, ""
     try:
-        behind = _Behind(trial, folder, parse(config_class, words).train.epochs)
+        config = settle(module, words)
+        computed = config.adapt.strategy == "head" and solves(config.adapt)
+        behind = _Behind(trial, folder, 1 if computed else config.train.epochs)
         code = run(_command(recipe, words, folder, "--run.until", "dev"), output, behind)
         pruned = behind()  # also where the run was faster than the looks at it
         why = "" if code == 0 else _last_line(output) or f"exit code {code}"
@@ -266,22 +332,33 @@ def _conclude(study: Study, recipe: Path, out: Path, run: Run) -> str:
     if best is None:
         raise UserError(f"no trial has ended, so there is nothing to choose from; see {out}, or allow more time")
     folder, words = out / f"trial-{best.number:03d}", best.user_attrs["words"]
+    asked = study.user_attrs.get("asked", [])  # numbers of the trials of which test was asked
+    if best.number not in asked:
+        study.set_user_attr("asked", asked := [*asked, best.number])
     if not (folder / "report.html").exists():
         print(f"trial {best.number + 1} is the best on dev, and goes on to test", flush=True)
         code = run(_command(recipe, words, folder), out / f"{folder.name}.txt", lambda: False)
         if code != 0:
             raise UserError(f"the best trial did not go on to test: {_last_line(out / f'{folder.name}.txt')}")
     test = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]
-    text = to_markdown(study.get_trials(deepcopy=False), best, test, ["python", str(recipe), *words], folder)
+    text = to_markdown(study.get_trials(deepcopy=False), best, asked, test, ["python", str(recipe), *words], folder)
     write_aside(out / "search.md", text)
     return text
 
 
 def to_markdown(
-    trials: Sequence[FrozenTrial], best: FrozenTrial, test: dict[str, Any], command: Sequence[str], folder: Path
+    trials: Sequence[FrozenTrial],
+    best: FrozenTrial,
+    asked: Sequence[int],
+    test: dict[str, Any],
+    command: Sequence[str],
+    folder: Path,
 ) -> str:
-    """The trials as a table, the best with its score on test and its command line, and how far to believe it."""
-    names = list(best.params)
+    """The trials as a table, the best with its score on test and its command line, and how far to believe it.
+
+    `asked` are the numbers of the trials of which test was asked: one, and another for each later best.
+    """
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     rows = [
         [
             f"**{trial.number + 1}**" if trial is best else str(trial.number + 1),
@@ -296,7 +373,7 @@ def to_markdown(
     header = ("Trial", *map(escape, names), f"{score} on dev", "Time", "What became of it")
     ended = sum("headline" in trial.user_attrs for trial in trials)
     said = (
-        f"**Trial {best.number + 1} is the best on dev.** On {test['rows']:,} rows of test, asked once, it has "
+        f"**Trial {best.number + 1} is the best on dev.** On {test['rows']:,} rows of test{_how_often(asked)}, it has "
         f"{score} {with_interval(test['headline'])}."
     )
     caution = (
@@ -315,6 +392,14 @@ def to_markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def _how_often(asked: Sequence[int]) -> str:
+    if len(asked) == 1:
+        return ", asked once"
+    *earlier, last = [str(number + 1) for number in asked]
+    trials = f"{', '.join(earlier)} and {last}"
+    return f", asked {len(asked)} times (of trials {trials}, as the best changed when more trials were asked for)"
+
+
 def _setting(trial: FrozenTrial, name: str) -> str:
     """What a trial had for a setting, as its command line says it."""
     words = trial.user_attrs.get("words", [])
@@ -322,6 +407,12 @@ def _setting(trial: FrozenTrial, name: str) -> str:
 
 
 def _state(trial: FrozenTrial) -> str:
+    """What became of a trial, and which settings it had no use for."""
+    unread = trial.user_attrs.get("not_read")
+    return _ending(trial) + (f"; not read in it, and left out: {', '.join(unread)}" if unread else "")
+
+
+def _ending(trial: FrozenTrial) -> str:
     from optuna.trial import TrialState
 
     if trial.state == TrialState.FAIL:

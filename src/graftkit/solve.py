@@ -9,9 +9,10 @@ al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-D
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from graftkit.adapt import AdaptConfig, Adapted, solves
 from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
 from graftkit.images import ImageConfig
+from graftkit.losses import LossConfig
 from graftkit.run import Run
 from graftkit.task import Batch, Lengths, Record, Row, Task
 from graftkit.train import TrainConfig
@@ -29,12 +31,14 @@ if TYPE_CHECKING:
 
     from graftkit.data import Splits
 
-STRENGTHS = tuple(2.0**-step for step in range(20))
-"""Of L2, strongest first: a row's mean loss + strength / 2 x (sum of squared weights of standardised features)."""
-PATIENCE = 2  # weaker strengths in turn that are no better on dev, before the search ends
+STRENGTHS = tuple(4.0**-step for step in range(11))
+"""Of L2, from strong to weak: a row's mean loss + strength / 2 x (sum of squared weights of standardised features)."""
+STRONGER = (4.0, 16.0, 64.0, 256.0)  # tried where the first of these is the best
+PATIENCE = 2  # strengths in turn with neither a better score nor a lower loss on dev, before the search ends
 ROUGH = {"ftol": 1e-6, "gtol": 1e-6}  # for a strength that is only tried, in float32: dev scores have no more digits
 EXACT = {"ftol": 0.0, "gtol": 1e-7}  # in float64
 MOST_STEPS = 2000
+CHUNK = 4096  # rows that are turned at a time
 PROBED = 4  # rows on which it is seen which layer is the last
 SURE = 0.1  # curvature of the loss in a logit, as a share of that of a model that knows nothing, for the scaling
 
@@ -78,9 +82,9 @@ def check_pictures(adapt: AdaptConfig, config: ImageConfig) -> None:
 
 def after_solving(adapt: AdaptConfig, config: TrainConfig) -> TrainConfig:
     """The settings with which everything trains from a solved head: it does not start from nothing."""
-    if adapt.strategy != "lp_ft" or config.head_lr is not None or config.lr == "auto":
+    if adapt.strategy != "lp_ft" or config.head_lr is not None:
         return config
-    return replace(config, head_lr=config.lr)
+    return replace(config, head_factor=1.0)
 
 
 # the verb
@@ -111,20 +115,33 @@ def solve_head(
     began = time.perf_counter()
     model = adapted.model.to(run.accelerator.device).eval()
     layer = find_last_layer(task, model, [splits.train[i] for i in range(min(PROBED, len(splits.train)))])
-    features, truth = features_of(run, task, model, layer, splits, lengths, views)
+    reader = _Features(task, layer)
+    views = views if task.varies else None
+    chances = [None] if views is None else [(run.seed, view) for view in range(views)]
+    with run.accelerator.autocast():  # as training reads rows
+        parts = [features_of(run, reader, model, splits.train, lengths["train"], chance) for chance in chances]
+        dev, dev_truth = features_of(run, reader, model, splits.dev, lengths["dev"], None)
+    features, truth = np.concatenate([part[0] for part in parts]), [one for part in parts for one in part[1]]
+    del parts
     read = time.perf_counter()
-    problems: list[Problem] = []  # on the main process alone
-    run.once(lambda: problems.append(make_problem(task, features, truth, bias=layer.bias is not None)))
+    score = scorer(task, model, splits.dev, plain=reader.plain)
 
-    def score() -> float:
-        return task.score(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))[run.headline]
+    def solve() -> tuple[list[dict[str, float]], float, float, np.ndarray, np.ndarray | None]:
+        problem = make_problem(task, features, truth, bias=layer.bias is not None)
+        targets = targets_of(task, dev_truth, bias=layer.bias is not None)
 
-    def put(strength: float, *, exact: bool = False) -> None:
-        write_weights(layer, *run.once(lambda: problems[0].solve(strength, exact=exact)))
+        def ask(strength: float) -> tuple[float, float]:
+            logits = answers(dev, *problem.solve(strength, exact=False))
+            return score(logits)[run.headline], problem.mean_loss(logits, targets)
 
-    tried, best = choose_strength(put, score, lower=run.lower)
-    put(best, exact=True)
-    _tell(run, adapted, layer, tried, best, score(), features.shape, (read - began, time.perf_counter() - read))
+        tried, best = choose_strength(ask, lower=run.lower)
+        head = problem.solve(best, exact=True)
+        return tried, best, score(answers(dev, *head))[run.headline], *head
+
+    tried, best, scored, weight, bias = run.once(solve)
+    write_weights(layer, weight, bias)
+    _tell(run, adapted, layer, tried, best, scored, features.shape, (read - began, time.perf_counter() - read))
+    _tell_limits(run, adapted, layer, by_chance=views is not None)
 
 
 def log_solution(run: Run, model: nn.Module) -> nn.Module:
@@ -136,23 +153,71 @@ def log_solution(run: Run, model: nn.Module) -> nn.Module:
 
 
 def choose_strength(
-    put: Callable[[float], None], score: Callable[[], float], *, lower: bool
+    ask: Callable[[float], tuple[float, float]], *, lower: bool
 ) -> tuple[list[dict[str, float]], float]:
-    """All strengths that were tried, with their scores, and the best: the strongest of those that score alike.
+    """All strengths that were tried, and the best: by its score, of equal scores by its loss, then the stronger.
 
-    From the strongest on, until `PATIENCE` weaker ones in turn are no better than the best.
+    `ask` solves with a strength, and says the score and the mean loss on dev. Where few rows have a rare label, all
+    strong ones score alike, as they never answer it; but the loss falls, so the search goes on. A score that is no
+    number never wins.
     """
     tried: list[dict[str, float]] = []
-    best = 0
-    for strength in STRENGTHS:
-        put(strength)
-        tried.append({"strength": strength, "score": score()})
-        now, then = tried[-1]["score"], tried[best]["score"]
-        if now < then if lower else now > then:
-            best = len(tried) - 1
-        if len(tried) - 1 - best >= PATIENCE:
-            break
-    return tried, tried[best]["strength"]
+
+    def rank(one: Mapping[str, float]) -> tuple[float, float]:
+        return _rank(-one["score"] if lower else one["score"]), _rank(-one["loss"])
+
+    def walk(strengths: Sequence[float]) -> None:
+        tops, idle = (-np.inf, -np.inf), 0
+        for strength in strengths:
+            score, loss = ask(strength)
+            tried.append({"strength": strength, "score": score, "loss": loss})
+            now = rank(tried[-1])
+            idle = 0 if any(one > top for one, top in zip(now, tops, strict=True)) else idle + 1
+            tops = tuple(map(max, now, tops))
+            if idle >= PATIENCE:
+                return
+
+    walk(STRENGTHS)
+    if max(tried, key=rank) is tried[0]:
+        walk(STRONGER)
+    return tried, max(tried, key=rank)["strength"]
+
+
+def _rank(value: float) -> float:
+    """A value to order by; one that is no number comes last."""
+    return -np.inf if np.isnan(value) else value
+
+
+def scorer(task: Task, model: nn.Module, rows: Sequence[Row], *, plain: bool) -> Callable[[Tensor], dict[str, float]]:
+    """What the task says of logits (rows, labels) float32 of these rows, which the model need not be asked about.
+
+    `plain`: whether the model gives a tensor, or an output with `logits`.
+    """
+    import torch
+
+    light = rows.remove_columns([name for name in ("bytes",) if name in rows.column_names])  # no pictures are read
+    batch = task.collate([task.stand_in(row, 1) for row in light])
+
+    def score(logits: Tensor) -> dict[str, float]:
+        said = logits if plain else SimpleNamespace(logits=logits)
+        before = model.__dict__.get("forward")
+        model.__dict__["forward"] = lambda *given, **named: said
+        try:
+            with torch.no_grad():
+                return task.score(task.predict(model, batch))
+        finally:
+            model.__dict__.pop("forward")
+            if before is not None:
+                model.__dict__["forward"] = before
+
+    return score
+
+
+def answers(features: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> Tensor:
+    """The logits, (rows, labels) float32, that a head makes of features."""
+    import torch
+
+    return torch.from_numpy((features @ weight.astype(np.float32) + (0.0 if bias is None else bias)).astype(np.float32))
 
 
 def _tell(
@@ -180,12 +245,29 @@ def _tell(
         f"the head is solved: {shape[0]:,} rows of {shape[1]:,} features in {seconds[0]:.1f} s, then L2 of "
         f"{len(tried)} strengths in {seconds[1]:.1f} s; {strength:.3g} is best on dev ({run.headline} {score:.4f})"
     )
+    if strength in (STRENGTHS[-1], STRONGER[-1]):
+        run.say(f"{strength:.3g} is the {'weakest' if strength < 1 else 'strongest'} L2 that is tried")
     if before:
         run.say(
             f"of the head only the last layer is solved; what comes before it ({', '.join(before)}) is new and random, "
             f"unless the checkpoint brought it{'' if adapted_trains(adapted, before) else ', and stays so'}",
             warning=True,
         )
+
+
+def _tell_limits(run: Run, adapted: Adapted, layer: nn.Module, *, by_chance: bool) -> None:
+    """Say what about training is nothing to a head that is computed."""
+    if ignored := costs_ignored(run.config["train"]):
+        run.say(f"the head is computed with the plain loss; {', '.join(ignored)} counts from the first update on")
+    if run.config["adapt"]["strategy"] == "head" and not by_chance and not layers_before(adapted, layer):
+        run.say("nothing of this head is drawn by chance: on the same rows every seed of --run.seeds gives it again")
+
+
+def costs_ignored(settings: Mapping[str, Any]) -> list[str]:
+    """The flags among settings of training that change what an answer costs, or how often a row is seen."""
+    usual = {field.name: field.default for field in fields(LossConfig)}
+    costs = ("label_smoothing", "class_weights", "sampling", "focal", "teacher")
+    return [f"--train.{name}" for name in costs if settings.get(name, usual[name]) != usual[name]]
 
 
 def adapted_trains(adapted: Adapted, names: Sequence[str]) -> bool:
@@ -247,12 +329,15 @@ def _is_last(task: Task, model: nn.Module, layer: nn.Module, batch: Batch) -> bo
 
 
 def features_of(
-    run: Run, task: Task, model: nn.Module, layer: nn.Module, splits: Splits, lengths: Lengths, views: int | None
+    run: Run,
+    reader: _Features,
+    model: nn.Module,
+    rows: Sequence[Row],
+    lengths: np.ndarray | None,
+    chance: tuple[int, int] | None,
 ) -> tuple[np.ndarray, list[Any]]:
-    """What enters the last layer of each training row, (rows, features) float32, and the truth of each."""
-    records: list[Record] = []
-    for chance in [None] if views is None or not task.varies else [(run.seed, view) for view in range(views)]:
-        records += predict_rows(run.accelerator, _Features(task, layer), model, splits.train, lengths["train"], chance)
+    """What enters the last layer of each row, (rows, features) float32, and the truth of each."""
+    records = predict_rows(run.accelerator, reader, model, rows, lengths, chance)
     return np.stack([record["features"] for record in records]), [record["label"] for record in records]
 
 
@@ -261,31 +346,36 @@ class _Features:
 
     def __init__(self, task: Task, layer: nn.Module):
         self.task, self.layer = task, layer
+        self.plain = False  # whether the model gives a tensor, and not an output with `logits`
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.task, name)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Record]:
         """Truth and features of each row."""
-        records, features = _ask(self.task, model, batch, self.layer)
+        records, features, self.plain = _ask(self.task, model, batch, self.layer)
         rows = features.float().cpu().numpy()
         return [{"label": record["label"], "features": row} for record, row in zip(records, rows, strict=True)]
 
 
-def _ask(task: Task, model: nn.Module, batch: Batch, without: nn.Module | None = None) -> tuple[list[Record], Tensor]:
-    """The task's records of a batch, and what the model says, (rows, labels).
+def _ask(
+    task: Task, model: nn.Module, batch: Batch, without: nn.Module | None = None
+) -> tuple[list[Record], Tensor, bool]:
+    """The task's records of a batch, what the model says, (rows, labels), and whether it gives a tensor alone.
 
     `without` this layer: it passes on what enters it, so that the model says its features, (rows, features): of the
     token that the answer is taken from, or the mean over places, whatever the model does with its outputs. The records
     are then good for the truth alone.
     """
     said: list[Tensor] = []
+    alone: list[bool] = []
 
     def note(module: nn.Module, given: Any, output: Any) -> Any:
         import torch
 
         plain = isinstance(output, torch.Tensor)
         said.append(output if plain else output.logits)
+        alone.append(plain)
         if without is None:
             return output
         blank = said[0].new_zeros((len(said[0]), without.weight.shape[0]))
@@ -302,7 +392,7 @@ def _ask(task: Task, model: nn.Module, batch: Batch, without: nn.Module | None =
     finally:
         for hook in hooks:
             hook.remove()
-    return records, said[0].flatten(1)
+    return records, said[0].flatten(1), alone[0]
 
 
 def write_weights(layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None) -> None:
@@ -320,16 +410,23 @@ def write_weights(layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None)
 
 def make_problem(task: Task, features: np.ndarray, truth: Sequence[Any], *, bias: bool) -> Problem:
     """The problem of rows whose truth is a label, a list of labels, or a number."""
+    targets = targets_of(task, truth, bias=bias)
     if isinstance(truth[0], str):
-        index = {label: place for place, label in enumerate(task.labels)}
-        targets = np.eye(len(task.labels))[[index[label] for label in truth]]
         return Problem(features, targets, softmax_loss, SURE / len(task.labels), bias=bias)
     if isinstance(truth[0], list):
-        targets = np.array([[float(label in labels) for label in task.labels] for labels in truth])
         return Problem(features, targets, sigmoid_loss, SURE / 2, bias=bias)
-    numbers = np.array(truth, dtype=np.float64)[:, None]
-    targets = (numbers - (task.mean if bias else 0.0)) / task.sd  # the unit in which the task learns
     return Problem(features, targets, squared_loss, 1.0, bias=bias)
+
+
+def targets_of(task: Task, truth: Sequence[Any], *, bias: bool) -> np.ndarray:
+    """What the model is to say of rows, (rows, labels): shares of labels, or numbers in the unit in which it learns."""
+    if isinstance(truth[0], str):
+        index = {label: place for place, label in enumerate(task.labels)}
+        return np.eye(len(task.labels), dtype=np.float32)[[index[label] for label in truth]]
+    if isinstance(truth[0], list):
+        return np.array([[label in labels for label in task.labels] for labels in truth], dtype=np.float32)
+    numbers = np.array(truth, dtype=np.float64)[:, None]
+    return (numbers - (task.mean if bias else 0.0)) / task.sd
 
 
 def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -367,6 +464,8 @@ class Problem:
     It is solved by L-BFGS (Liu and Nocedal 1989) in coordinates in which that is quick: along the principal axes of the
     features, each scaled by its curvature. Axes along which no row differs have no weight. Each solution starts from
     the one before, or from itself.
+
+    Besides the features, in float32, it holds them turned: in float32 while strengths are tried, then in float64.
     """
 
     def __init__(
@@ -381,21 +480,44 @@ class Problem:
         """`features` (rows, features), `targets` (rows, labels); without `bias` features keep their mean."""
         import torch
 
-        plain = torch.from_numpy(features).double()
-        self.mean = plain.mean(0) if bias else torch.zeros(plain.shape[1], dtype=torch.float64)
-        spread = (plain - self.mean).square().mean(0).sqrt()
+        self.features, width = torch.from_numpy(features), features.shape[1]
+        mean = features.mean(0, dtype=np.float64) if bias else np.zeros(width)
+        self.mean, self.scale = torch.from_numpy(mean), torch.ones(width, dtype=torch.float64)
+        spread = (sum(rows.square().sum(0) for rows in self._standard()) / len(features)).sqrt()
         self.scale = torch.where(spread > 1e-7 * spread.max(), spread, torch.inf)  # a feature that is constant
-        standard = (plain - self.mean) / self.scale
-        variances, axes = torch.linalg.eigh(standard.T @ standard / len(standard))
+        variances, axes = torch.linalg.eigh(sum(rows.T @ rows for rows in self._standard()) / len(features))
         real = variances > 1e-10 * variances.max()
         self.variances, self.axes = variances[real], axes[:, real]
-        self.turned = standard @ self.axes  # (rows, directions)
-        self.single = self.turned.float()
         self.targets = torch.from_numpy(targets)
+        self._turned: tuple[Tensor, Tensor] | None = None
         self.loss, self.curvature, self.with_bias = loss, curvature, bias
         directions, labels = len(self.variances), targets.shape[1]
         self.start = Solution(np.zeros((directions, labels)), np.zeros(labels))
         self.solutions: dict[float, Solution] = {}  # by strength
+
+    def _standard(self) -> Iterator[Tensor]:
+        """The standardised features in float64, some rows at a time."""
+        for rows in self.features.split(CHUNK):
+            yield rows.double().sub_(self.mean).div_(self.scale)
+
+    def turned(self, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """The turned features, (rows, directions), and the targets, (rows, labels), in float64 if `exact`."""
+        import torch
+
+        kind = torch.float64 if exact else torch.float32
+        if self._turned is None or self._turned[0].dtype != kind:
+            self._turned = None  # one of the two at a time
+            turned = torch.empty((len(self.features), len(self.variances)), dtype=kind)
+            for place, rows in zip(turned.split(CHUNK), self._standard(), strict=True):
+                place.copy_(rows @ self.axes)
+            self._turned = turned, self.targets.to(kind)
+        return self._turned
+
+    def mean_loss(self, logits: Tensor, targets: np.ndarray) -> float:
+        """The mean loss, without L2, of answers to other rows, (rows, labels) each."""
+        import torch
+
+        return float(self.loss(logits.double(), torch.from_numpy(targets).double())[0]) / len(logits)
 
     def solve(self, strength: float, *, exact: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Weights (features, labels) and biases (labels,) of the features as they are."""
@@ -423,9 +545,9 @@ class Problem:
         """The mean loss with L2, and its gradient in the weights of the turned features and in the biases."""
         import torch
 
-        turned = self.turned if exact else self.single
+        turned, targets = self.turned(exact=exact)
         logits = torch.addmm(bias.to(turned.dtype), turned, weight.to(turned.dtype))
-        loss, errors = self.loss(logits, self.targets.to(turned.dtype))
+        loss, errors = self.loss(logits, targets)
         rows = len(turned)
         by_bias = errors.sum(0).double() / rows if self.with_bias else torch.zeros_like(bias)
         value = float(loss) / rows + strength / 2 * float(weight.square().sum())

@@ -88,7 +88,9 @@ def choose_weights(
     """
 
     def score() -> float:
-        return task.score(predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"]))[run.headline]
+        with run.accelerator.autocast():  # as after each epoch, and as kept activations are
+            records = predict_rows(run.accelerator, task, model, splits.dev, lengths["dev"])
+        return task.score(records)[run.headline]
 
     if config.soup is not None:
         run.record["soup"] = make_soup(run, model, score, config.soup)

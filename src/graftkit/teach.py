@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,12 +35,14 @@ from graftkit.train import TrainConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
     from graftkit.data import Splits
     from graftkit.images import Preprocessing
 
 FORMAT = 1  # to be raised where the code that asks the teacher changes
+TRIED = 64  # rows that the teacher answers in a dry run, to see how long it takes
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,13 @@ class Teacher:
     model: nn.Module  # in fp32 and evaluation mode
     architecture: str
     order: list[int]  # where it has each of the student's labels
+    weights: str  # their hash
+
+    @property
+    def sha256(self) -> str:
+        """Of all that its answers follow from, but for rows and machine."""
+        facts = [self.weights, self.found.settings, self.task.encoding(), self.found.labels]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Taught:
@@ -66,8 +77,15 @@ class Taught:
         return self.task.loss(model, replace(batch, targets=batch.targets | {"teacher": self.ask(batch)}))
 
 
-def find_teacher(config: LossConfig) -> Located:
-    """The teacher by its files. Raises UserError where there is none, or it does not choose one label for a row."""
+def has_teacher(config: TrainConfig) -> bool:
+    """Whether a teacher was asked for."""
+    return isinstance(config, LossConfig) and config.teacher is not None
+
+
+def find_teacher(config: LossConfig, task: str | None = None) -> Located:
+    """The teacher by its files. Raises UserError where there is none, it does not choose one label for a row, or it is
+    for another task than the student.
+    """
     try:
         located = locate(config.teacher)
     except UserError as error:
@@ -77,20 +95,35 @@ def find_teacher(config: LossConfig) -> Located:
             f"--train.teacher {config.teacher} is a model for {located.task}; name one that chooses one of several "
             "labels for a text or a picture"
         )
+    if task is not None and located.task != task:
+        raise UserError(
+            f"--train.teacher {config.teacher} is a model for {located.task}, and the student is one for {task}; "
+            "name a teacher of the same kind"
+        )
     return located
 
 
-def check_costs(adapt: AdaptConfig, config: TrainConfig) -> None:
-    """Raise UserError for a loss that this way of adapting cannot have, and for a teacher that is none."""
-    if not isinstance(config, LossConfig):
+def check_costs(adapt: AdaptConfig, config: TrainConfig, task: str | None = None, *, resumed: bool = False) -> None:
+    """Raise UserError for a loss that this way of adapting cannot have, and for a teacher that is none.
+
+    A run that is `resumed` may be at its end, and need its teacher no more; and it keeps to the teacher's commit, which
+    is not known yet.
+    """
+    if not has_teacher(config):
         return
-    if config.teacher is not None:
-        find_teacher(config)
-    if config.teacher is not None and adapt.views is not None:
+    if not resumed:
+        find_teacher(config, task)
+    if adapt.views is not None:
         raise UserError(
             "--train.teacher with --adapt.views: the teacher is asked about the pictures that the student sees, and of "
             "kept views there are none; leave one of them out"
         )
+
+
+def check_teacher(run: Run, labels: Sequence[str], config: LossConfig) -> None:
+    """Raise UserError where a teacher has other labels than the rows; not yet for a run that goes on: see above."""
+    if has_teacher(config) and not run.settings.resume:
+        check_labels(config.teacher, read_labels(find_teacher(config)).labels, labels)
 
 
 def taught(run: Run, task: Task, splits: Splits, config: LossConfig) -> Task:
@@ -103,15 +136,32 @@ def taught(run: Run, task: Task, splits: Splits, config: LossConfig) -> Task:
         return Taught(task, kept_answers(run, teacher, splits.train))
 
 
+def tried(run: Run, task: Task, splits: Splits, config: LossConfig) -> tuple[Task, float]:
+    """The task as `taught` has it, for a dry run; says, and returns, how many seconds the teacher takes beforehand."""
+    teacher, rows = load_teacher(run, task, config), splits.train
+    few = rows.select(np.unique(np.linspace(0, len(rows) - 1, TRIED, dtype=int)))
+    start = time.perf_counter()
+    predict_rows(run.accelerator, teacher.task, teacher.model, few, _lengths(teacher.task, few))
+    each = (time.perf_counter() - start) / len(few)
+    seconds = round(each * (len(splits.dev) + (0 if task.varies else len(rows))), 1)
+    asked = "dev" if task.varies else "train and dev (of dev alone, where an earlier run has kept the others)"
+    run.say(f"dry run: before the first update, the teacher answers the rows of {asked}, in about {seconds:.1f} s")
+    if task.varies:
+        return Taught(task, asked_about_views(run, teacher, task.preprocessing)), seconds
+    return Taught(task, partial(_made_up, run.accelerator.device, len(task.labels))), seconds
+
+
+def _made_up(device: torch.device, labels: int, batch: Batch) -> Tensor:
+    """Logits (rows, labels), all alike, that cost what kept ones do."""
+    import torch
+
+    return torch.zeros(len(batch.ids), labels, device=device)
+
+
 def load_teacher(run: Run, task: Task, config: LossConfig) -> Teacher:
     """Raises UserError where its labels, or what it reads, are not those of the task."""
-    located = find_teacher(config)
-    if located.task != task.name:
-        raise UserError(
-            f"--train.teacher {config.teacher} is a model for {located.task}, and the student is one for {task.name}; "
-            "name a teacher of the same kind"
-        )
-    found = read_labels(located)
+    located = find_teacher(config, task.name)
+    found = read_labels(replace(located, revision=located.commit))  # of a run that is resumed, the commit it had
     check_labels(config.teacher, found.labels, task.labels)
     workers = None if found.reads_texts else task.preprocessing.config.workers
     classifier = load_classifier(found, ImageConfig(workers=workers), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -119,7 +169,7 @@ def load_teacher(run: Run, task: Task, config: LossConfig) -> Teacher:
         raise UserError(f"--train.teacher {config.teacher}: its tokenizer has no fast version (tokenizer.json)")
     order = [found.labels.index(label) for label in task.labels]
     model = classifier.model.to(run.accelerator.device).requires_grad_(False)
-    return Teacher(found, classifier.task, model, classifier.architecture, order)
+    return Teacher(found, classifier.task, model, classifier.architecture, order, hash_weights(model))
 
 
 def check_labels(name: str, theirs: Sequence[str], labels: Sequence[str]) -> None:
@@ -142,12 +192,12 @@ def kept_answers(run: Run, teacher: Teacher, rows: Sequence[Row]) -> Callable[[B
 
     key = run.once(lambda: answers_key(teacher, rows, run.accelerator.device.type))
     path = cache_folder() / "teachers" / f"{key}.logits"
-    how = "found"
+    how = "found in the cache folder"
     if not run.once(lambda: _read(path, key, rows, teacher) is not None):
         records = predict_rows(run.accelerator, teacher.task, teacher.model, rows, _lengths(teacher.task, rows))
         run.once(lambda: _write(path, key, np.stack([record["logits"] for record in records])))
-        how = "asked now, and kept"
-    run.say(f"the teacher's answers to {len(rows):,} training rows: {how} in {path}")
+        how = "asked now, and kept in the cache folder"
+    run.say(f"the teacher's answers to {len(rows):,} training rows: {how}")
     logits = torch.from_numpy(_read(path, key, rows, teacher)[:, teacher.order]).to(run.accelerator.device)
     places = {id: place for place, id in enumerate(rows["id"])}
 
@@ -204,7 +254,7 @@ def answers_key(teacher: Teacher, rows: Sequence[Row], device: str) -> str:
     settings.pop("_name_or_path", None)  # where it lies is no matter
     facts = {
         "format": FORMAT,
-        "weights": hash_weights(teacher.model),
+        "weights": teacher.weights,
         "network": [repr(teacher.model), settings, teacher.found.settings],
         "encoding": teacher.task.encoding(),
         "rows": contents.hexdigest(),
@@ -259,6 +309,7 @@ def _tell(run: Run, teacher: Teacher, splits: Splits, config: LossConfig) -> Non
     run.record["teacher"] = {
         "name": teacher.found.name,
         "commit": teacher.found.commit,
+        "sha256": teacher.sha256,
         "kind": teacher.found.kind,
         "architecture": teacher.architecture,
         "parameters": sum(parameter.numel() for parameter in teacher.model.parameters()),

@@ -101,7 +101,7 @@ def position_limit(config: Any) -> int:
     """How many tokens the checkpoint has positions for."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    if limit is None:
+    if limit is None or limit < 0:  # as XLNet says it
         return 10**9  # relative positions: no limit of its own
     if text.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer"):
         return limit - text.pad_token_id - 1  # their positions start after the padding id
@@ -125,7 +125,8 @@ def encoding_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     for how in ("truncation", "padding"):  # as it was called last
         whole.pop(how)
     rules = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-    return {"rules": rules, "length": tokenizer.model_max_length, "inputs": tokenizer.model_input_names}
+    cut = {"length": tokenizer.model_max_length, "side": tokenizer.truncation_side}
+    return {"rules": rules, **cut, "inputs": tokenizer.model_input_names}
 
 
 def text_hash(*texts: str | None) -> str:

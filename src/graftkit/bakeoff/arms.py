@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from graftkit.adapt import solves
 from graftkit.config import parse
 from graftkit.errors import UserError
 from graftkit.learn import check_ways
@@ -26,6 +28,7 @@ OURS = {
     "run.dry_run": "the budget holds whatever an arm costs",
     "run.until": "test is asked of the recommended arm alone",
     "data.folds": "all arms are compared on one dev split",
+    "adapt.explain": "it prints a table and trains nothing",
     "hub.push_to": "push the recommended run with graft push",
 }
 """Settings that a bakeoff makes itself, and what to do instead."""
@@ -58,7 +61,7 @@ def parse_budget(text: str, flag: str = "--budget") -> float:
 
 
 def load_recipe(path: Path) -> ModuleType:
-    """A recipe as a module. Raises UserError where there is none."""
+    """A recipe as a module. Raises UserError where there is none, or it cannot be loaded."""
     if not path.is_file():
         beside = sorted(f"{each}" for each in path.parent.glob("*.py"))
         there = f"; there is {', '.join(beside)}" if beside else ""
@@ -67,21 +70,37 @@ def load_recipe(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no recipe: name a Python file, such as recipes/text_classify.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a file of the user's may raise
+        raise UserError(_where(path, error)) from error
     if not hasattr(module, "Config") or not hasattr(module.Config(), "adapt"):
         raise UserError(f"{path} is no recipe: it has no Config with a section adapt")
     return module
 
 
-def parse_arms(text: str, flags: Sequence[str], config_class: type) -> list[Arm]:
+def _where(path: Path, error: BaseException) -> str:
+    """Why a file cannot be loaded, with its line."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    said = f"it ends with {error!r}, outside of main" if isinstance(error, SystemExit) else " ".join(str(error).split())
+    return f"{path}, line {lines[-1]}: {said}" if lines else f"{path}: {said}"
+
+
+def parse_arms(text: str, flags: Sequence[str], recipe: ModuleType) -> list[Arm]:
     """The arms of `head,lora:adapt.rank=16:train.lr=3e-4`: strategies, each with settings of its own after colons.
 
-    `flags` are the settings of all arms. Raises UserError for what the recipe does not take, before anything is run.
+    `flags` are the settings of all arms. Raises UserError for what the recipe does not take, before anything is run:
+    its `check(config)`, where it has one, is asked of each arm.
     """
     for word in flags:
         if word.partition("=")[0] == "--adapt.strategy":
             raise UserError("--adapt.strategy differs between arms: name the strategies in --arms")
-    arms = [_parse_arm(name.strip(), flags, config_class) for name in text.split(",")]
+    arms = [_parse_arm(name, flags, recipe) for name in _names(text, recipe.Config)]
     slugs = [arm.slug for arm in arms]
     for arm in arms:
         if slugs.count(arm.slug) > 1:
@@ -91,7 +110,32 @@ def parse_arms(text: str, flags: Sequence[str], config_class: type) -> list[Arm]
     return arms
 
 
-def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
+def _names(text: str, config_class: type) -> list[str]:
+    """The arms as they are written. A part that is no strategy goes on with a list of the one before it:
+    `lora:adapt.targets=query,value`.
+    """
+    defaults, names = config_class(), []
+    strategies = get_args(get_type_hints(type(defaults.adapt))["strategy"])
+    for part in map(str.strip, text.split(",")):
+        if not part:
+            raise UserError(f"--arms {text}: name a strategy before and after each comma, such as head,lora,full")
+        if part.partition(":")[0] not in strategies and names and _ends_in_list(names[-1], defaults):
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    return names
+
+
+def _ends_in_list(name: str, defaults: Any) -> bool:
+    """Whether the last setting of an arm takes several values."""
+    field, equals, _ = name.rpartition(":")[2].partition("=")
+    section, _, field = field.partition(".")
+    hint = get_type_hints(type(getattr(defaults, section, None))).get(field) if equals and section else None
+    return any(getattr(kind, "__origin__", None) is list for kind in (hint, *get_args(hint)))
+
+
+def _parse_arm(name: str, flags: Sequence[str], recipe: ModuleType) -> Arm:
+    config_class = recipe.Config
     strategy, *settings = name.split(":")
     flags = list(flags)
     words = ["--adapt.strategy", strategy]
@@ -106,19 +150,25 @@ def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
             raise UserError(f"--arms {name}: an arm begins with its strategy; leave {setting} out")
         words += [f"--{field}", value]
 
-    if solved := strategy == "head" and _is_solved(config_class, [*flags, *words]):
-        flags = _without_training(flags)
-
-    def settled(*more: str) -> Any:
+    def parsed(*more: str) -> Any:
         try:
-            config = parse(config_class, [*flags, *words, *more])
-            check_ways(config.adapt, config.train)
-            return config
+            return parse(config_class, [*flags, *words, *more])
         except UserError as error:
             raise UserError(f"--arms {name}: {error}") from error
 
-    config = settled()
+    def settled(*more: str) -> Any:
+        config = parsed(*more)
+        try:
+            _check(recipe, config)
+        except UserError as error:
+            raise UserError(f"--arms {name}: {error}") from error
+        return config
+
+    config = parsed()
     _check_ours(config, config_class())
+    if solved := strategy == "head" and solves(config.adapt):
+        flags = _without_training(flags, config_class)
+    config = settled()
     if config.data.seed is None:  # which would be --run.seed, and so other rows for each seed
         words += ["--data.seed", "0"]
     epochs = config.train.epochs
@@ -132,22 +182,32 @@ def _parse_arm(name: str, flags: Sequence[str], config_class: type) -> Arm:
     )
 
 
-def _is_solved(config_class: type, words: Sequence[str]) -> bool:
-    """Whether the head is computed in closed form, by the words on adapting alone."""
-    chosen = [word for word in words if word.startswith("--adapt.solver")]
-    given = any("sgd" in (word, word.rpartition("=")[2]) for word in words)
-    return getattr(config_class().adapt, "solver", None) == "lbfgs" and not (chosen and given)
+def _check(recipe: ModuleType, config: Any) -> None:
+    """Raise UserError for settings that the recipe would refuse before it reads anything."""
+    if hasattr(recipe, "check"):
+        recipe.check(config)
+    else:
+        check_ways(config.adapt, config.train)
 
 
-def _without_training(flags: Sequence[str]) -> list[str]:
-    """The flags but for those on training, which a head that is solved has no use for, and refuses."""
+def _without_training(flags: Sequence[str], config_class: type) -> list[str]:
+    """The flags but for those on training, which a head that is solved has no use for, and refuses; what files of
+    settings say of it is put back.
+    """
     kept, keeps = [], True
     for word in flags:
         if word.startswith("--"):
             keeps = not word.startswith("--train.")
         if keeps:
             kept.append(word)
-    return kept
+    usual = vars(config_class().train)
+    idle = [name for name, value in vars(parse(config_class, kept).train).items() if value != usual[name]]
+    return kept + [word for name in idle for word in (f"--train.{name}", _written(usual[name]))]
+
+
+def _written(value: Any) -> str:
+    """A value as a flag has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _holds(settled: Any, few: int, epochs: int) -> bool:

@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 import yaml
 
 from graftkit import __version__
+from graftkit.bakeoff import sources
 from graftkit.bakeoff.arms import load_recipe, parse_arms, parse_budget
 from graftkit.bakeoff.halving import Halving, Standing
-from graftkit.bakeoff.page import compare, markdown, recommend, rows_of, text
-from graftkit.bakeoff.runs import Runner
-from graftkit.config import differences
+from graftkit.bakeoff.page import columns, compare, markdown, recommend, rows_of, text, wrapped
+from graftkit.bakeoff.runs import OUTCOME, Runner
+from graftkit.config import differences, parse
 from graftkit.errors import Stopped, UserError
 from graftkit.report.markdown import duration, plural, title, with_interval
 from graftkit.run import write_aside
@@ -36,30 +37,42 @@ def bakeoff(recipe: str, budget: str, arms: str, seeds: int, out: str | None, fl
     path, seconds = Path(recipe), parse_budget(budget)
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: the finalists run with at least one")
-    competing = parse_arms(arms, flags, load_recipe(path).Config)
+    module = load_recipe(path)
+    competing = parse_arms(arms, flags, module)
     folder = Path(out or f"runs/bakeoff-{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-    claim(folder, {"recipe": recipe, "arms": arms, "flags": list(flags), "seeds": seeds, "graftkit": __version__})
+    paths = sources.named(path, flags, [parse(module.Config, arm.words) for arm in competing])
+    settings = {"recipe": recipe, "arms": arms, "flags": list(flags), "seeds": seeds, "graftkit": __version__}
+    claim(folder, settings, sources.stamps(paths, folder))
     print(f"{plural(len(competing), 'arm')} in {folder}, within {duration(seconds)}", flush=True)
     runner = Runner(path, folder, lambda line: print(line, flush=True))
     with _told_to_stop(folder):
         halving = Halving(competing, seeds, seconds, runner, time.monotonic)
         winner = halving.go()
         if winner is None:
-            print(f"\n{text(rows_of(halving), len(halving.rounds))}", file=sys.stderr)
+            print(f"\n{text(rows_of(halving), len(halving.rounds), columns())}", file=sys.stderr)
             raise UserError(f"no arm could be scored within {budget}; what each printed is in {folder}")
         return _tell(halving, winner, runner, folder, budget)
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
+def claim(folder: Path, settings: dict[str, Any], read: dict[str, str]) -> None:
     """Make the folder, or go on in it. UserError where it holds something else, or a bakeoff with other settings.
 
-    The budget may be another: a larger one goes on where a smaller one ended.
+    The budget may be another: a larger one goes on where a smaller one ended. `read` are stamps of what runs read;
+    where one is another than it was, no run that was made before is believed.
     """
     kept = folder / KEPT
+    whole = yaml.safe_dump(settings | {"read": read}, sort_keys=False, allow_unicode=True)
     if kept.exists():
-        changed = differences(yaml.safe_load(kept.read_text(encoding="utf-8")), settings)
+        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        known = before.pop("read", {})
+        changed = differences(before, settings)
         if changed:
             raise UserError(f"--out {folder} holds a bakeoff with other settings: {'; '.join(changed)}; name another")
+        if stale := sources.changed(known, read):
+            print(f"{', '.join(stale)} changed since; what was made before is made anew", flush=True)
+            for path in folder.glob(f"*/{OUTCOME}"):
+                path.unlink()
+            write_aside(kept, whole)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder} is not empty; name another folder")
@@ -67,7 +80,18 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be made: {error.strerror}") from error
-    write_aside(kept, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    write_aside(kept, whole)
+
+
+def check_alike(standings: Sequence[Standing], folder: Path) -> None:
+    """Raise UserError where data, or a checkpoint of the Hub, changed between the runs."""
+    seen: dict[str, Any] = {}
+    for made_of in (outcome.facts["made_of"] for each in standings for _, outcome in each.runs):
+        for what, of in {"the rows": made_of["rows"], **made_of["weights"]}.items():
+            if seen.setdefault(what, of) != of:
+                raise UserError(
+                    f"{folder}: the runs did not read the same: {what} changed between them; remove it and begin anew"
+                )
 
 
 @contextmanager
@@ -91,6 +115,7 @@ def _told_to_stop(folder: Path) -> Iterator[None]:
 
 def _tell(halving: Halving, winner: Standing, runner: Runner, folder: Path, budget: str) -> dict[str, Any]:
     """Compare, recommend, ask test of the winner, and print and save all that."""
+    check_alike(halving.standings, folder)
     rows, facts = rows_of(halving), winner.runs[0][1].facts
     found = compare(rows, folder, facts["task"])
     lower = bool(facts["headline"].get("lower_is_better"))
@@ -129,5 +154,6 @@ def _tell(halving: Halving, winner: Standing, runner: Runner, folder: Path, budg
     }
     write_aside(folder / "bakeoff.json", json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
     write_aside(folder / "bakeoff.md", markdown(rows, len(halving.rounds), [said, last], made))
-    print(f"\n{text(rows, len(halving.rounds))}\n\n{said}\n{last}\n\n{duration(took)} of {budget}; saved in {folder}")
+    width, end = columns(), f"{duration(took)} of {budget}; saved in {folder}"
+    print(f"\n{text(rows, len(halving.rounds), width)}\n\n{wrapped(said, width)}\n{wrapped(last, width)}\n\n{end}")
     return whole

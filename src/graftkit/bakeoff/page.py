@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +22,11 @@ from graftkit.metrics.spread import student
 from graftkit.report.markdown import amount, duration, escape, in_brackets, plural, shorten, table, title
 from graftkit.report.reading import CLASSIFIERS, read_folder
 
-WIDTH = 100  # columns of a terminal
-LETTERS = 18  # of an arm's name there
+WIDTH = 100  # columns where there is no terminal
+LETTERS = 18  # of an arm's name in a table there
+SPARED = ("saved", "trained", "round", "seeds", "seconds")  # columns that a narrow terminal does without, in turn
 SOONER = 1.5  # times, from which it is worth a word
+MOSTLY = 0.5  # share of a run's seconds that are training, from which these say something
 HEADER = ("arm", "round", "seeds", "dev", "seconds", "trained", "saved", "state")
 
 
@@ -51,6 +55,7 @@ def _row(each: Standing) -> dict[str, Any]:
         "parameters": facts["parameters"],
         "bytes": facts["bytes"],
         "updates": facts["updates"],
+        "training": round(mean(outcome.facts["training"] for outcome in outcomes), 1),
         "runs": [trial.name for trial, _ in each.runs],
         "solved": each.arm.solved,
     }
@@ -135,11 +140,11 @@ def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference]
 
 def _sooner(best: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to take of those that cannot be told from the best, where time matters."""
-    quick = min(alike, key=lambda row: row["seconds"], default=None)
-    if quick is None or quick["seconds"] * SOONER > best["seconds"]:
+    quick = min(alike, key=lambda row: row["training"], default=None)
+    if quick is None or best["training"] < max(quick["training"] * SOONER, MOSTLY * best["seconds"]):
         return []
-    times = best["seconds"] / quick["seconds"]
-    return [f"{quick['arm']} is done {times:.1f} times sooner ({duration(quick['seconds'])}): take it if time matters."]
+    name, (short, long) = quick["arm"], (duration(row["training"]) for row in (quick, best))
+    return [f"{name} trains in {short}, and {best['arm']} in {long}: take {name} if time matters."]
 
 
 def _apart(best: Mapping[str, Any], other: Mapping[str, Any], *, lower: bool) -> bool:
@@ -168,14 +173,33 @@ def cells(row: Mapping[str, Any], rounds: int) -> tuple[str, ...]:
     )
 
 
-def text(rows: Sequence[Mapping[str, Any]], rounds: int) -> str:
-    """The table for a terminal, no wider than 100 columns, with what went wrong below it."""
-    lines = [HEADER, *((shorten(name, LETTERS), *more) for name, *more in (cells(row, rounds) for row in rows))]
+def columns() -> int:
+    """How wide the terminal is."""
+    return shutil.get_terminal_size((WIDTH, 24)).columns
+
+
+def wrapped(said: str, width: int) -> str:
+    """A text in lines of a terminal; paths and names stay whole."""
+    return textwrap.fill(said, width, break_long_words=False, break_on_hyphens=False)
+
+
+def text(rows: Sequence[Mapping[str, Any]], rounds: int, width: int) -> str:
+    """The table for a terminal of so many columns; below it the names that are too long for it, and what went wrong.
+
+    Columns that say less are left out until it fits.
+    """
+    long = [row["arm"] for row in rows if len(row["arm"]) > LETTERS]
+    short = {name: f"{shorten(name, LETTERS - 4)} ({number})" for number, name in enumerate(long, start=1)}
+    lines = [HEADER, *((short.get(name, name), *more) for name, *more in (cells(row, rounds) for row in rows))]
     widths = [max(len(line[place]) for line in lines) for place in range(len(HEADER))]
-    drawn = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join(
-        [*(line[:WIDTH] for line in drawn), *(f"{row['arm']}: {row['why']}" for row in rows if row["why"])]
-    )
+    shown = list(range(len(HEADER)))
+    for name in SPARED:
+        if sum(widths[place] + 2 for place in shown) - 2 > width:
+            shown.remove(HEADER.index(name))
+    drawn = ["  ".join(line[place].ljust(widths[place]) for place in shown).rstrip() for line in lines]
+    below = [f"({number}) {name}" for number, name in enumerate(long, start=1)]
+    below += [f"{row['arm']}: {row['why']}" for row in rows if row["why"]]
+    return "\n".join([*drawn, *(wrapped(line, width) for line in below)])
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], rounds: int, said: Sequence[str], facts: Mapping[str, str]) -> str:

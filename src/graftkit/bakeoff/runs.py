@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,7 @@ LOOKS = 0.2  # seconds between two looks at a run
 SEEN, SEEN_SECONDS = 4, 1.0  # updates, and seconds of them, from which a run's end is told
 KEPT = 0.8  # share of the updates that there is time for, from which a run is not made anew
 GRACE = 20.0  # seconds in which a run that is asked to stop may save itself
-PLAN = re.compile(r"^(\d+) updates to go, .* (\d+) an epoch", re.MULTILINE)  # what train says of its plan
+OUTCOME = "outcome.json"  # what came of a run that is done
 
 
 class Runner:
@@ -53,7 +52,7 @@ class Runner:
         outcome = read_outcome(place, time.monotonic() - started, process.returncode, in_time=in_time)
         if outcome.state == "done":
             found = asdict(outcome) | {"kept": {"epochs": trial.epochs, "max_steps": trial.max_steps}}
-            write_aside(place / "outcome.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            write_aside(place / OUTCOME, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         self.say(f"{of}: {_said(outcome)}")
         return outcome
 
@@ -81,9 +80,9 @@ class Runner:
 
 def read_kept(place: Path, trial: Trial) -> Outcome | None:
     """What an earlier bakeoff made of a trial; None where there is nothing, or where it was much shorter."""
-    if not (place / "outcome.json").exists():
+    if not (place / OUTCOME).exists():
         return None
-    found = json.loads((place / "outcome.json").read_text(encoding="utf-8"))
+    found = json.loads((place / OUTCOME).read_text(encoding="utf-8"))
     kept = replace(trial, **found["kept"])
     if kept != trial and (kept.max_steps or math.inf) < KEPT * (trial.max_steps or math.inf):
         return None
@@ -137,7 +136,7 @@ def read_pace(place: Path) -> dict[str, float] | None:
 
     None until that can be told.
     """
-    plan = PLAN.search(_read(place / "output.txt"))
+    plan = json.loads(_read(place / "run" / "run.json") or "{}").get("plan")  # train keeps it before its first update
     lines = [
         json.loads(line)
         for line in _read(place / "run" / "timing.jsonl").splitlines(keepends=True)
@@ -150,11 +149,11 @@ def read_pace(place: Path) -> dict[str, float] | None:
     updates, seconds = last["update"] - first["update"], last["seconds"] - first["seconds"]
     if updates < SEEN or seconds < SEEN_SECONDS:
         return None
-    planned, per_update = int(plan[1]), seconds / updates
+    planned, per_update = plan["updates"], seconds / updates
     return {
         "to_go": (planned - last["update"]) * per_update,
         "per_update": per_update,
-        "per_epoch": int(plan[2]),
+        "per_epoch": plan["updates_per_epoch"],
         "updates": last["update"],
         "planned": planned,
         "trained": seconds,
@@ -192,8 +191,8 @@ def _read_done(place: Path, seconds: float) -> Outcome:
     run = read_run(place / "run")
     headline, training, phases = run["dev"]["headline"], run.get("training") or {}, run["seconds"]
     trained, updates = phases["train"], training.get("updates", 0)
-    plan = PLAN.search(_read(place / "output.txt"))
-    rows = {split: facts["rows"] for split, facts in run["data"]["splits"].items()}
+    splits, backbone = run["data"]["splits"], run["backbone"]
+    rows = {split: facts["rows"] for split, facts in splits.items()}
     asked = phases.get("evaluate", 0.0) * rows["test"] / rows["dev"]
     weights = [path.stat().st_size for path in (place / "run" / "model").glob("*.safetensors")]
     return Outcome(
@@ -201,7 +200,7 @@ def _read_done(place: Path, seconds: float) -> Outcome:
         seconds,
         rank=-headline["value"] if headline.get("lower_is_better") else headline["value"],
         updates=updates,
-        per_epoch=int(plan[2]) if plan else 0,
+        per_epoch=(run.get("plan") or {}).get("updates_per_epoch", 0),  # of a head that is solved there is no plan
         per_update=trained / updates if updates else None,
         overhead=seconds - trained,
         ending=seconds - trained + asked,
@@ -212,6 +211,11 @@ def _read_done(place: Path, seconds: float) -> Outcome:
             "parameters": run["adapt"]["trained_parameters"],
             "bytes": sum(weights),
             "updates": updates,
+            "training": trained,
+            "made_of": {
+                "rows": {split: facts["sha256"] for split, facts in splits.items()},
+                "weights": {f"{backbone['name']} {backbone.get('revision') or ''}".strip(): backbone.get("commit")},
+            },
             "hardware": run["hardware"],
         },
     )

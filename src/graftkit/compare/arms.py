@@ -14,7 +14,7 @@ from graftkit.errors import UserError
 from graftkit.metrics import classification
 from graftkit.metrics.slices import Slice
 from graftkit.report import slices
-from graftkit.report.reading import Reading, check_classifier, read_run
+from graftkit.report.reading import Reading, check_asked, check_classifier, read_run
 from graftkit.report.tables import check_tables, read_predictions, read_rows
 
 SPLIT = "test"
@@ -142,6 +142,7 @@ def read(folder: Path) -> Run:
     if headline not in classification.HEADLINES:
         known = ", ".join(classification.HEADLINES)
         raise UserError(f"{folder}: its headline {headline!r} is no score of a classifier; known: {known}")
+    check_asked(folder, record, (SPLIT,))
     check_tables(folder, record.get("tables"))
     labels, records = read_predictions(folder, SPLIT)
     by_id = {record["id"]: record for record in records}

@@ -74,6 +74,7 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Reading:
     """The run in `folder`. Raises UserError where run.json or a table is missing, broken or was edited."""
     run = read_run(folder)
     records, found = {}, {}
+    check_asked(folder, run, splits)
     check_tables(folder, run.get("tables"))
     for split in splits:
         found[split], records[split] = read_predictions(folder, split)
@@ -84,6 +85,15 @@ def read_folder(folder: Path, splits: Sequence[str]) -> Reading:
             "another order; make the run again"
         )
     return Reading(folder, run, labels, records)
+
+
+def check_asked(folder: Path, run: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """Raise UserError where test is to be read of a run that ended at dev (`--run.until dev`)."""
+    if "test" in splits and "dev" in run and not (folder / "predictions-test.parquet").exists():
+        raise UserError(
+            f"{folder}: this run ended at dev; to ask test, give its command again with --run.out {folder} "
+            "--run.resume and without --run.until"
+        )
 
 
 CLASSIFIERS = ("text-classification", "image-classification")
