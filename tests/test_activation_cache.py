@@ -287,7 +287,9 @@ def test_a_file_that_may_not_be_read_is_made_again(checkpoint, cache, monkeypatc
     first, plain = files(cache)[0], Path.open
     before = first.stat().st_ino
     monkeypatch.setattr(
-        Path, "open", lambda path, *given: refuse() if path.stat().st_ino == before else plain(path, *given)
+        Path,
+        "open",
+        lambda path, *given, **named: refuse() if path.stat().st_ino == before else plain(path, *given, **named),
     )
     made = of_texts(checkpoint, "bert")
     task, facts = keep(made)
@@ -403,7 +405,7 @@ def test_half_precision_is_kept_and_read_as_the_network_computes_it(checkpoint, 
 def test_half_precision_of_pictures(image_checkpoint, pictures, tmp_path, given):
     plain = ["--backbone.name", image_checkpoint("test_resnet"), "--data.path", pictures, "--image.workers", "0"]
     run_recipe("image_classify", *plain, "--image.augment", "none", *HALF, *given, "--run.out", tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["cache"]["rows"] == [31, 7]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["cache"]["rows"] == [31, 10]
 
 
 def test_with_adamw_a_cached_run_answers_as_a_plain_one(words, tmp_path):

@@ -544,6 +544,7 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path):
     now = sources.stamps([tmp_path / "rows.csv"], tmp_path / "out")
     assert sources.changed(before, before) == []
     assert sources.changed(before, now) == [str(tmp_path / "rows.csv")]
+    (tmp_path / "out").mkdir()
     search._claim_kept(tmp_path / "out", settings | {"read": before})
     with pytest.raises(UserError, match=r"holds a search of other data: .*rows.csv changed since; name another folder"):
         search._claim_kept(tmp_path / "out", settings | {"read": now})

@@ -85,6 +85,7 @@ class Looked(Exception):
     """The test of rates has ended."""
 
 
+@pytest.mark.slow
 def test_weights_statistics_and_accelerator_are_what_they_were(tmp_path, image_checkpoint, pictures, monkeypatch):
     seen, try_rates = {}, rate_range.try_rates
 

@@ -355,7 +355,8 @@ def test_a_command_is_asked_to_stop_once_and_its_exit_code_told(tmp_path):
 
 @pytest.mark.slow
 def test_a_search_end_to_end(tmp_path, checkpoint, data):
-    words = [sys.executable, "-m", "graftkit.cli", "search", RECIPE, "--vary", "train.lr=1e-4..1e-2", "--trials", 3]
+    graft = "import sys; from graftkit.cli import main; sys.exit(main())"
+    words = [sys.executable, "-c", graft, "search", RECIPE, "--vary", "train.lr=1e-4..1e-2", "--trials", 3]
     words += ["--out", tmp_path / "search", "--backbone.name", checkpoint("bert"), "--data.path", data]
     words += ["--train.epochs", 2, "--run.precision", "fp32"]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)

@@ -300,6 +300,7 @@ def record_of(out):
     return json.loads((out / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_solved_head_is_plain_transformers_and_the_same_again(tmp_path, checkpoint, data):
     from transformers import pipeline
 

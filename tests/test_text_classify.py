@@ -10,7 +10,10 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import transformers
 from conftest import run_recipe
+
+from graftkit.text import position_limit
 
 LONG = "the old red file is here again " * 12
 
@@ -19,6 +22,13 @@ def tables(run):
     frame = pq.read_table(run / "predictions-test.parquet").to_pylist()
     texts = pq.read_table(run / "rows-test.parquet").column("text").to_pylist()
     return texts, frame
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"), [("XLNetConfig", 10**9), ("T5Config", 10**9), ("BertConfig", 512), ("RobertaConfig", 510)]
+)
+def test_a_checkpoint_without_places_of_its_own_has_no_limit(config, limit):
+    assert position_limit(getattr(transformers, config)()) == limit
 
 
 def run_snippet(folder, run, texts):

@@ -191,7 +191,7 @@ class Halving:
             each.speed = outcome
         if outcome.overhead:
             self.overheads.append(outcome.overhead)
-        elif outcome.state == "stopped":
+        elif outcome.state == "stopped" and not each.arm.solved:  # of which it is not seen whether it began
             self.vain = max(self.vain, outcome.seconds)
         if outcome.state == "done":
             each.state, each.why = "scored", ""
