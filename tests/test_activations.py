@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import KINDS, SHAPES, draw, spread_batch_norms, texts
 from datasets import Dataset
 
@@ -52,6 +53,7 @@ class Made:
 
     def run(self) -> Any:
         """As much of a run as keeping activations asks for."""
+        AcceleratorState._reset_state()  # a run before may have had another precision
         facts = {"accelerator": Accelerator(cpu=True), "main": True, "record": {"precision": "fp32"}}
         return SimpleNamespace(**facts, seed=self.seed, say=self.said.append, once=lambda action: action())
 

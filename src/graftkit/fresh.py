@@ -24,7 +24,7 @@ class FreshTrainConfig(TrainConfig):
     batch_size: AtLeastOne | None = None
     """rows per process and forward pass; by default 16"""
     lr: Positive | Literal["auto"] | None = None
-    """highest learning rate of the backbone; by default 1e-4, and more for a network that nobody has trained; auto looks
+    """highest rate of the backbone; by default 1e-4, and more for a network that nobody has trained; auto looks
     for one, at rates that rise from 1e-7"""
 
     def settle(self, usual: TrainConfig) -> FreshTrainConfig:

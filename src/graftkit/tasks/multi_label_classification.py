@@ -91,7 +91,11 @@ class MultiLabelClassification:
 
     def stand_in(self, row: Row, tokens: int) -> dict[str, Any]:
         """What `encode` gives, of other tokens."""
-        return {"id": row["id"], "has": [float(label in row["labels"]) for label in self.labels], **stand_in(self.tokenizer, tokens)}
+        return {
+            "id": row["id"],
+            "has": [float(label in row["labels"]) for label in self.labels],
+            **stand_in(self.tokenizer, tokens),
+        }
 
     def encoding(self) -> dict[str, Any]:
         """The tokenizer, and where texts are cut."""
