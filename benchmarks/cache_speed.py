@@ -74,6 +74,11 @@ def freeze(model: Any, trained: list[str], prefix: str = "") -> Any:
     return model
 
 
+def cut_dev(splits: Any) -> Any:
+    """The same with a dev split of a ninth of train at most, as in the whole data, where --rows takes a part of it."""
+    return replace(splits, dev=splits.dev.select(range(min(len(splits.dev), max(1, len(splits.train) // 9)))))
+
+
 # texts
 
 
@@ -81,7 +86,7 @@ def text_trainer(case: str, seed: int, rows: int | None, folder: str, *, best: b
     """transformers.Trainer over rows that are tokenised beforehand and padded batch by batch."""
     import transformers
 
-    splits = load_splits(text_speed.data_config(rows), seed)
+    splits = cut_dev(load_splits(text_speed.data_config(rows), seed))
     ours = load_tokenizer(BackboneConfig())
     task = TextClassification(ours, splits.labels)
     headed = load_classifier(BackboneConfig(), splits.labels, ours, seed)
@@ -118,7 +123,7 @@ def text_graftkit(case: str, seed: int, rows: int | None, folder: str) -> dict[s
         data=text_speed.data_config(rows), adapt=ADAPT[case], train=TRAIN, run=RunConfig(out=folder, seed=seed)
     )
     run = open_run("text_classify", config)
-    splits = load_splits(config.data, seed)
+    splits = cut_dev(load_splits(config.data, seed))
     tokenizer = load_tokenizer(config.backbone)
     task = TextClassification(tokenizer, splits.labels)
     run.introduce(task, splits)
@@ -174,7 +179,7 @@ def picture_graftkit(case: str, seed: int, rows: int | None, folder: str) -> dic
         run=RunConfig(out=folder, seed=seed),
     )
     run = open_run("image_classify", config)
-    splits = load_pictures(config.data, seed)
+    splits = cut_dev(load_pictures(config.data, seed))
     model = load_image_classifier(config.backbone, config.image, splits.labels, seed)
     task = ImageClassification(model.preprocessing, splits.labels, splits.train, reading_processes(config.image))
     run.introduce(task, splits)

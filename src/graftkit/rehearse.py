@@ -72,7 +72,7 @@ def try_reading(run: Run, task: Task, adapted: Adapted, splits: Splits, lengths:
         tokens = None if lengths["train"] is None else lengths["train"][batch]
         predict_rows(accelerator, task, model, [splits.train[int(place)] for place in batch], tokens)
     each = (time.perf_counter() - start) / sum(len(batch) for batch in tried)
-    seconds = round(each * (views * len(splits.train) + len(splits.dev)) / accelerator.num_processes, 1)
+    seconds = round(each * (views * len(splits.train) + len(splits.dev)) / accelerator.num_processes, 4)
     run.say(
         f"dry run: before the head is solved, the network reads train and dev once, in about {seconds:.1f} s (nothing, "
         "where an earlier run has kept what it says); how long the solution takes depends on the rows"
