@@ -137,4 +137,4 @@ def learn(
         config = settle_rate(run, task, adapted, splits, lengths, after_solving(adapt, config))
         start = keep_start(adapted, config, solved=adapt.strategy == "lp_ft")
         model = train(run, task, adapted, splits, lengths, config)
-    return choose_weights(run, task, model, start, splits, lengths, config)
+        return choose_weights(run, task, model, start, splits, lengths, config)
