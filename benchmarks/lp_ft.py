@@ -1,12 +1,14 @@
 """How soon is a text classifier as good as it gets, from a solved head?
 
-    python benchmarks/lp_ft.py --seeds 0 1 2 --out lp_ft.json
+    python benchmarks/lp_ft.py --seeds 0 1 2 --jobs 2 --out lp_ft.json
 
 Each arm trains the same checkpoint (MiniLM, from the demo extra) on banking77 from the folder of GRAFTKIT_ASSETS (or
 ../shared), 32 rows an update, in a process of its own, with nothing kept from earlier ones: graftkit's strategies head
 (solved), full and lp_ft, and transformers.Trainer at its best: group_by_length, the fused AdamW and, where the hardware
-has it, bf16. The same learning rates are tried for every arm that has one, with the first seed; the one with the best
-dev accuracy runs with all seeds. graftkit's dev rows are kept from Trainer, too.
+has it, bf16. The same learning rates are tried for every arm that has one, with the first seed and the most epochs; the
+one with the best dev accuracy runs with all seeds, and with fewer epochs. graftkit's dev rows are kept from Trainer,
+too. With --jobs N, N processes run at a time, each with its share of the cores. What is done is kept in --out, so that
+a stopped command goes on.
 
 What is timed: `training` is all that learn() does for graftkit (features, solution, updates, dev after each epoch), and
 for Trainer its first batch to its last update, with no evaluation. `in all` is from the start of the process, with
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -30,12 +33,12 @@ from typing import Any
 
 from rounds import ASSETS, ROOT, make_clock
 
-LRS = (5e-5, 1e-4, 2e-4, 4e-4)
+LRS = (1e-4, 2e-4, 4e-4)
 ARMS = {
     "head": ("graftkit, head solved", (0,)),
-    "lp_ft": ("graftkit, lp_ft", (1, 2)),
-    "full": ("graftkit, full", (1, 2, 3)),
-    "trainer": ("Trainer, at its best", (1, 2, 3)),
+    "lp_ft": ("graftkit, lp_ft", (2, 1)),
+    "full": ("graftkit, full", (3,)),
+    "trainer": ("Trainer, at its best", (3, 2)),
 }
 TARGETS = (0.91, 0.92)
 Result = dict[str, Any]
@@ -140,32 +143,67 @@ def run_trainer(arm: str, epochs: int, lr: float, seed: int, rows: int | None, f
 # the rounds
 
 
-def run_apart(arm: str, epochs: int, lr: float | None, seed: int, rows: int | None) -> Result:
-    """A job's result, from a fresh process with a cache folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        given = {"arm": arm, "epochs": epochs, "lr": lr, "seed": seed, "rows": rows, "folder": f"{folder}/run"}
-        command = [sys.executable, __file__, "--job", json.dumps({**given, "began": time.time()})]
-        own = {**os.environ, "GRAFTKIT_CACHE": f"{folder}/cache", "GRAFTKIT_RESULT": f"{folder}/result.json"}
-        child = subprocess.run(
-            command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+class Rounds:
+    """Jobs, some at a time, each in a fresh process with a cache folder of its own; what is done is kept in a file."""
+
+    def __init__(self, out: Path | None, jobs: int, rows: int | None):
+        self.out, self.rows, self.jobs = out, rows, jobs
+        self.done: list[Result] = json.loads(out.read_text(encoding="utf-8")) if out and out.exists() else []
+
+    def run_all(self, wanted: Sequence[Result]) -> list[Result]:
+        """The results of jobs, each named by arm, epochs, lr and seed."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return list(pool.map(self.run_apart, wanted))
+
+    def run_apart(self, wanted: Result) -> Result:
+        """A job's result: what is kept of an earlier one, or that of a process."""
+        given = {**wanted, "rows": self.rows}
+        for known in self.done:
+            if all(known[name] == value for name, value in given.items()):
+                return known
+        own = dict(os.environ)
+        if self.jobs > 1:
+            own["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.jobs))
+        with tempfile.TemporaryDirectory() as folder:
+            own |= {"GRAFTKIT_CACHE": f"{folder}/cache", "GRAFTKIT_RESULT": f"{folder}/result.json"}
+            job = json.dumps({**given, "folder": f"{folder}/run", "began": time.time()})
+            command = [sys.executable, __file__, "--job", job]
+            child = subprocess.run(
+                command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            )
+            if child.returncode:
+                raise SystemExit(f"{child.stdout}\n{given} failed")
+            found = json.loads(Path(own["GRAFTKIT_RESULT"]).read_text(encoding="utf-8"))
+        result = {**given, **found, "load_average": os.getloadavg()[0]}
+        self.done.append(result)
+        if self.out:
+            self.out.write_text(json.dumps(self.done, indent=2) + "\n", encoding="utf-8")
+        print(
+            f"{given['arm']}, {given['epochs']} epochs, lr {given['lr']}, seed {given['seed']}: {found['training']:.1f}"
+            f" s training, {found['all']:.1f} s in all, dev {found['dev']:.4f}, test {found['test']:.4f}, load "
+            f"{result['load_average']:.1f}",
+            flush=True,
         )
-        if child.returncode:
-            sys.exit(f"{child.stdout}\n{arm} failed")
-        found = json.loads(Path(own["GRAFTKIT_RESULT"]).read_text(encoding="utf-8"))
-    result = {**given, **found, "load_average": os.getloadavg()[0]}
-    print(
-        f"{arm}, {epochs} epochs, lr {lr}, seed {seed}: {found['training']:.1f} s training, {found['all']:.1f} s in "
-        f"all, dev {found['dev']:.4f}, test {found['test']:.4f}, load {result['load_average']:.1f}",
-        flush=True,
-    )
-    return result
+        return result
 
-
-def sweep(arm: str, epochs: int, lrs: Sequence[float], seeds: Sequence[int], rows: int | None) -> list[Result]:
-    """All rates with the first seed, then the rate that is best on dev with the others; returns that rate's results."""
-    rates: Sequence[float | None] = (None,) if arm == "head" else lrs
-    best = max((run_apart(arm, epochs, lr, seeds[0], rows) for lr in rates), key=lambda found: found["dev"])
-    return [best, *(run_apart(arm, epochs, best["lr"], seed, rows) for seed in seeds[1:])]
+    def sweep(self, arms: Sequence[str], lrs: Sequence[float], seeds: Sequence[int]) -> list[list[Result]]:
+        """For each arm and number of epochs the results of all seeds, at the rate that was best on dev."""
+        tries = [
+            {"arm": arm, "epochs": ARMS[arm][1][0], "lr": lr, "seed": seeds[0]}
+            for arm in arms
+            for lr in ((None,) if arm == "head" else lrs)
+        ]
+        best: dict[str, Result] = {}
+        for found in self.run_all(tries):
+            if found["arm"] not in best or found["dev"] > best[found["arm"]]["dev"]:
+                best[found["arm"]] = found
+        groups = [
+            [{"arm": arm, "epochs": epochs, "lr": best[arm]["lr"], "seed": seed} for seed in seeds]
+            for arm in arms
+            for epochs in ARMS[arm][1]
+        ]
+        results = iter(self.run_all([job for group in groups for job in group]))
+        return [[next(results) for _ in group] for group in groups]
 
 
 def to_table(groups: Sequence[Sequence[Result]]) -> str:
@@ -211,7 +249,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which arms, in which order")
     parser.add_argument("--lrs", type=float, nargs="+", default=list(LRS), help="learning rates to try for each arm")
     parser.add_argument("--rows", type=int, help="at most so many training rows, for a quick look")
-    parser.add_argument("--out", type=Path, help="write all numbers as JSON, too")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--out", type=Path, help="keep all results here, and go on from there")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.job:
@@ -221,12 +260,7 @@ def main() -> None:
         return
     if not (ASSETS / "data" / "banking77").is_dir():
         parser.error(f"no folder {ASSETS / 'data' / 'banking77'}; set GRAFTKIT_ASSETS to the one that holds data/")
-    groups = []
-    for arm in given.arms:
-        for epochs in ARMS[arm][1]:
-            groups.append(sweep(arm, epochs, given.lrs, given.seeds, given.rows))
-            if given.out:
-                given.out.write_text(json.dumps(groups, indent=2) + "\n", encoding="utf-8")
+    groups = Rounds(given.out, given.jobs, given.rows).sweep(given.arms, given.lrs, given.seeds)
     print(f"\n{to_table(groups)}\n\n{to_ratios(groups)}")
 
 
