@@ -4,7 +4,7 @@
 
 Of banking77 (GRAFTKIT_ASSETS or ../shared) through MiniLM (demo extra), in fp32: the pooler's output, which the plain
 class reads and --adapt.strategy head exports; the first token; and the mean of the tokens, which no plain class reads,
-so these two are probes only. Each is solved as `graftkit.solve` does, its strength chosen by macro F1 on dev.
+so these two are probes only. Each is solved as `graftkit.solve` does, its strength chosen on dev.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from graftkit.backbone import BackboneConfig
 from graftkit.data import Splits
 from graftkit.evaluate import predict_rows
 from graftkit.heads import load_classifier
+from graftkit.linear_head import choose_strength
 from graftkit.metrics import classification
 from graftkit.run import RunConfig, open_run
-from graftkit.solve import choose_strength, make_problem
+from graftkit.solve import make_problem
 from graftkit.tasks.text_classification import TextClassification
 from graftkit.text import load_tokenizer
 
@@ -86,7 +87,7 @@ def probe(task: TextClassification, found: dict[str, list[dict[str, Any]]], name
         solution[:] = problem.solve(strength, exact=False)
         return score("dev", "macro_f1"), score("dev", "log_loss")
 
-    _, strength = choose_strength(ask, lower=False)
+    _, strength = choose_strength(ask, len(truth["dev"]), lower=False)
     solution[:] = problem.solve(strength, exact=True)
     seconds = time.perf_counter() - start
     scores = f"{score('dev', 'accuracy'):.4f} | {score('test', 'accuracy'):.4f}"

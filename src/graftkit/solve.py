@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,16 @@ from graftkit.adapt import AdaptConfig, Adapted, solves
 from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
 from graftkit.images import ImageConfig
+from graftkit.linear_head import (
+    STRENGTHS,
+    STRONGER,
+    SURE,
+    LinearHead,
+    choose_strength,
+    sigmoid_loss,
+    softmax_loss,
+    squared_loss,
+)
 from graftkit.losses import LossConfig
 from graftkit.run import Run
 from graftkit.task import Batch, Lengths, Record, Row, Task
@@ -31,16 +41,7 @@ if TYPE_CHECKING:
 
     from graftkit.data import Splits
 
-STRENGTHS = tuple(4.0**-step for step in range(11))
-"""Of L2, from strong to weak: a row's mean loss + strength / 2 x (sum of squared weights of standardised features)."""
-STRONGER = (4.0, 16.0, 64.0, 256.0)  # tried where the first of these is the best
-PATIENCE = 2  # strengths in turn with neither a better score nor a lower loss on dev, before the search ends
-ROUGH = {"ftol": 1e-6, "gtol": 1e-6}  # for a strength that is only tried, in float32: dev scores have no more digits
-EXACT = {"ftol": 0.0, "gtol": 1e-7}  # in float64
-MOST_STEPS = 2000
-CHUNK = 4096  # rows that are turned at a time
 PROBED = 4  # rows on which it is seen which layer is the last
-SURE = 0.1  # curvature of the loss in a logit, as a share of that of a model that knows nothing, for the scaling
 
 
 # which settings go together
@@ -134,7 +135,7 @@ def solve_head(
             logits = answers(dev, *problem.solve(strength, exact=False))
             return score(logits)[run.headline], problem.mean_loss(logits, targets)
 
-        tried, best = choose_strength(ask, lower=run.lower)
+        tried, best = choose_strength(ask, len(dev), lower=run.lower)
         head = problem.solve(best, exact=True)
         return tried, best, score(answers(dev, *head))[run.headline], *head
 
@@ -150,42 +151,6 @@ def log_solution(run: Run, model: nn.Module) -> nn.Module:
     run.cut_log(0)
     run.log({"update": 0, "strength": solved["strength"], "dev": {run.headline: solved["score"]}})
     return model.eval()
-
-
-def choose_strength(
-    ask: Callable[[float], tuple[float, float]], *, lower: bool
-) -> tuple[list[dict[str, float]], float]:
-    """All strengths that were tried, and the best: by its score, of equal scores by its loss, then the stronger.
-
-    `ask` solves with a strength, and says the score and the mean loss on dev. Where few rows have a rare label, all
-    strong ones score alike, as they never answer it; but the loss falls, so the search goes on. A score that is no
-    number never wins.
-    """
-    tried: list[dict[str, float]] = []
-
-    def rank(one: Mapping[str, float]) -> tuple[float, float]:
-        return _rank(-one["score"] if lower else one["score"]), _rank(-one["loss"])
-
-    def walk(strengths: Sequence[float]) -> None:
-        tops, idle = (-np.inf, -np.inf), 0
-        for strength in strengths:
-            score, loss = ask(strength)
-            tried.append({"strength": strength, "score": score, "loss": loss})
-            now = rank(tried[-1])
-            idle = 0 if any(one > top for one, top in zip(now, tops, strict=True)) else idle + 1
-            tops = tuple(map(max, now, tops))
-            if idle >= PATIENCE:
-                return
-
-    walk(STRENGTHS)
-    if max(tried, key=rank) is tried[0]:
-        walk(STRONGER)
-    return tried, max(tried, key=rank)["strength"]
-
-
-def _rank(value: float) -> float:
-    """A value to order by; one that is no number comes last."""
-    return -np.inf if np.isnan(value) else value
 
 
 def scorer(task: Task, model: nn.Module, rows: Sequence[Row], *, plain: bool) -> Callable[[Tensor], dict[str, float]]:
@@ -408,14 +373,14 @@ def write_weights(layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None)
 # the problem
 
 
-def make_problem(task: Task, features: np.ndarray, truth: Sequence[Any], *, bias: bool) -> Problem:
+def make_problem(task: Task, features: np.ndarray, truth: Sequence[Any], *, bias: bool) -> LinearHead:
     """The problem of rows whose truth is a label, a list of labels, or a number."""
     targets = targets_of(task, truth, bias=bias)
     if isinstance(truth[0], str):
-        return Problem(features, targets, softmax_loss, SURE / len(task.labels), bias=bias)
+        return LinearHead(features, targets, softmax_loss, SURE / len(task.labels), bias=bias)
     if isinstance(truth[0], list):
-        return Problem(features, targets, sigmoid_loss, SURE / 2, bias=bias)
-    return Problem(features, targets, squared_loss, 1.0, bias=bias)
+        return LinearHead(features, targets, sigmoid_loss, SURE / 2, bias=bias)
+    return LinearHead(features, targets, squared_loss, 1.0, bias=bias)
 
 
 def targets_of(task: Task, truth: Sequence[Any], *, bias: bool) -> np.ndarray:
@@ -427,128 +392,3 @@ def targets_of(task: Task, truth: Sequence[Any], *, bias: bool) -> np.ndarray:
         return np.array([[label in labels for label in task.labels] for labels in truth], dtype=np.float32)
     numbers = np.array(truth, dtype=np.float64)[:, None]
     return (numbers - (task.mean if bias else 0.0)) / task.sd
-
-
-def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of one label each, summed over the rows, and its gradient in the logits."""
-    import torch
-
-    logs = torch.log_softmax(logits, dim=1)
-    return -(logs * targets).sum(), logs.exp_().sub_(targets)
-
-
-def sigmoid_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy, summed over rows and labels, and its gradient in the logits."""
-    from torch.nn.functional import binary_cross_entropy_with_logits as entropy
-
-    return entropy(logits, targets, reduction="sum"), logits.sigmoid().sub_(targets)
-
-
-def squared_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the squared error, summed over the rows, and its gradient in the answers."""
-    errors = logits - targets
-    return errors.square().sum() / 2, errors
-
-
-@dataclass
-class Solution:
-    """Weights of the turned features, (directions, labels), and biases (labels,)."""
-
-    weight: np.ndarray
-    bias: np.ndarray
-
-
-class Problem:
-    """The mean loss of the rows plus L2, with the features standardised.
-
-    It is solved by L-BFGS (Liu and Nocedal 1989) in coordinates in which that is quick: along the principal axes of the
-    features, each scaled by its curvature. Axes along which no row differs have no weight. Each solution starts from
-    the one before, or from itself.
-
-    Besides the features, in float32, it holds them turned: in float32 while strengths are tried, then in float64.
-    """
-
-    def __init__(
-        self,
-        features: np.ndarray,
-        targets: np.ndarray,
-        loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        curvature: float,
-        *,
-        bias: bool,
-    ):
-        """`features` (rows, features), `targets` (rows, labels); without `bias` features keep their mean."""
-        import torch
-
-        self.features, width = torch.from_numpy(features), features.shape[1]
-        mean = features.mean(0, dtype=np.float64) if bias else np.zeros(width)
-        self.mean, self.scale = torch.from_numpy(mean), torch.ones(width, dtype=torch.float64)
-        spread = (sum(rows.square().sum(0) for rows in self._standard()) / len(features)).sqrt()
-        self.scale = torch.where(spread > 1e-7 * spread.max(), spread, torch.inf)  # a feature that is constant
-        variances, axes = torch.linalg.eigh(sum(rows.T @ rows for rows in self._standard()) / len(features))
-        real = variances > 1e-10 * variances.max()
-        self.variances, self.axes = variances[real], axes[:, real]
-        self.targets = torch.from_numpy(targets)
-        self._turned: tuple[Tensor, Tensor] | None = None
-        self.loss, self.curvature, self.with_bias = loss, curvature, bias
-        directions, labels = len(self.variances), targets.shape[1]
-        self.start = Solution(np.zeros((directions, labels)), np.zeros(labels))
-        self.solutions: dict[float, Solution] = {}  # by strength
-
-    def _standard(self) -> Iterator[Tensor]:
-        """The standardised features in float64, some rows at a time."""
-        for rows in self.features.split(CHUNK):
-            yield rows.double().sub_(self.mean).div_(self.scale)
-
-    def turned(self, *, exact: bool) -> tuple[Tensor, Tensor]:
-        """The turned features, (rows, directions), and the targets, (rows, labels), in float64 if `exact`."""
-        import torch
-
-        kind = torch.float64 if exact else torch.float32
-        if self._turned is None or self._turned[0].dtype != kind:
-            self._turned = None  # one of the two at a time
-            turned = torch.empty((len(self.features), len(self.variances)), dtype=kind)
-            for place, rows in zip(turned.split(CHUNK), self._standard(), strict=True):
-                place.copy_(rows @ self.axes)
-            self._turned = turned, self.targets.to(kind)
-        return self._turned
-
-    def mean_loss(self, logits: Tensor, targets: np.ndarray) -> float:
-        """The mean loss, without L2, of answers to other rows, (rows, labels) each."""
-        import torch
-
-        return float(self.loss(logits.double(), torch.from_numpy(targets).double())[0]) / len(logits)
-
-    def solve(self, strength: float, *, exact: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Weights (features, labels) and biases (labels,) of the features as they are."""
-        import torch
-        from scipy.optimize import minimize
-
-        scale = torch.rsqrt(self.curvature * self.variances + strength)[:, None]
-        bias_scale = self.curvature**-0.5
-        shape = (len(scale) + 1, self.targets.shape[1])
-
-        def measure(point: np.ndarray) -> tuple[float, np.ndarray]:
-            point = torch.from_numpy(point).reshape(shape)
-            value, by_weight, by_bias = self.measure(point[:-1] * scale, point[-1] * bias_scale, strength, exact=exact)
-            return value, torch.cat([by_weight * scale, by_bias[None] * bias_scale]).numpy().ravel()
-
-        known = self.solutions.get(strength, self.start)
-        start = np.concatenate([known.weight / scale.numpy(), known.bias[None] / bias_scale])
-        settings = {**(EXACT if exact else ROUGH), "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
-        end = minimize(measure, start.ravel(), jac=True, method="L-BFGS-B", options=settings).x.reshape(shape)
-        found = self.start = self.solutions[strength] = Solution(end[:-1] * scale.numpy(), end[-1] * bias_scale)
-        weight = (self.axes.numpy() @ found.weight) / self.scale.numpy()[:, None]
-        return weight, found.bias - self.mean.numpy() @ weight if self.with_bias else None
-
-    def measure(self, weight: Tensor, bias: Tensor, strength: float, *, exact: bool) -> tuple[float, Tensor, Tensor]:
-        """The mean loss with L2, and its gradient in the weights of the turned features and in the biases."""
-        import torch
-
-        turned, targets = self.turned(exact=exact)
-        logits = torch.addmm(bias.to(turned.dtype), turned, weight.to(turned.dtype))
-        loss, errors = self.loss(logits, targets)
-        rows = len(turned)
-        by_bias = errors.sum(0).double() / rows if self.with_bias else torch.zeros_like(bias)
-        value = float(loss) / rows + strength / 2 * float(weight.square().sum())
-        return value, (turned.T @ errors).double() / rows + strength * weight, by_bias
