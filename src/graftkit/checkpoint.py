@@ -35,6 +35,7 @@ class State:
     stepped: int = 0  # of these, updates that changed the weights (fp16 skips some)
     best_update: int = 0  # after which update the best score on dev was seen
     best_score: float | None = None
+    best_loss: float | None = None  # at that update, where the task scores it
     without_gain: int = 0  # evaluations since
     epochs: list[int] = field(default_factory=list)  # updates that ended one, whose weights are all kept, for a soup
     log_size: int = 0  # bytes of log.jsonl

@@ -264,15 +264,20 @@ def _leave(run: Run, stop: Stop, state: checkpoint.State) -> NoReturn:
 def _keep_best(
     run: Run, scores: dict[str, float], state: checkpoint.State, epoch: int, progress: Progress, *, waits: bool = False
 ) -> None:
-    """Log the scores on dev, and remember the update if its headline is the best so far.
+    """Log the scores on dev, and remember the update if its headline is the best so far, or as good with less loss.
 
-    `waits`: not all trains yet that is to train, so that no better score says nothing.
+    On a few rows of dev many updates score alike, often the first of them as well as the last; the loss tells them
+    apart. `waits`: not all trains yet that is to train, so that no better score says nothing.
     """
-    score = scores[run.headline]
+    score, loss = scores[run.headline], scores.get("log_loss")
     best = state.best_score
-    better = best is None or (score < best if run.lower else score > best)
+    gains = best is None or (score < best if run.lower else score > best)
+    less = None not in (loss, state.best_loss) and loss < state.best_loss
+    better = gains or (score == best and less)
     if better:
-        state.best_update, state.best_score, state.without_gain = state.update, score, 0
+        state.best_update, state.best_score, state.best_loss = state.update, score, loss
+    if gains:
+        state.without_gain = 0
     elif not waits:
         state.without_gain += 1
     run.log({"update": state.update, "dev": scores})
