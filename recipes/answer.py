@@ -50,10 +50,15 @@ class Config:
     report: AnswersReportConfig = field(default_factory=AnswersReportConfig)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """From settings to a saved model and its metrics."""
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
     check_ways(config.adapt, config.train, Config().train)
     check_texts_kept(config.run)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    check(config)
     if several_asked(config):
         return run_several("answer", main, config)
     run = open_run("answer", config)

@@ -48,16 +48,28 @@ class Config:
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
+def settle_training(config: Config) -> Config:
+    """With what the user left open of training: a network that nobody has trained needs more of it, and faster."""
+    usual = UNTRAINED if config.backbone.name == "demo-gpt" else USUAL
+    return replace(config, train=config.train.settle(usual))
+
+
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
+    untrained = config.backbone.name == "demo-gpt"
+    check_ways(config.adapt, settle_training(config).train, Config().train, untrained=untrained)
+    quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge, dora=config.adapt.dora)
+
+
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    untrained = config.backbone.name == "demo-gpt"
-    config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
-    check_ways(config.adapt, config.train, Config().train, untrained=untrained)
+    check(config)
+    config = settle_training(config)
     if several_asked(config):
         return run_several("generate", main, config)
     bits = quantization(config.backbone, config.adapt.strategy, merge=config.adapt.merge, dora=config.adapt.dora)
     run = open_run("generate", config)
-    if untrained:
+    if config.backbone.name == "demo-gpt":
         run.say(
             "demo-gpt is a small network that nobody has trained: what it writes, it learnt here alone, in "
             f"{config.train.epochs} epochs at a rate of {config.train.lr} (--train.epochs, --train.lr). Name a "

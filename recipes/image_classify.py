@@ -31,7 +31,7 @@ from graftkit.report import ReportConfig
 from graftkit.report.metric_modules import check_metrics
 from graftkit.run import RunConfig, kept_folder, kept_run, open_run
 from graftkit.several import run_several, several_asked
-from graftkit.solve import check_pictures
+from graftkit.solve import check_pictures, sees_no_views
 from graftkit.tasks.image_classification import ImageClassification
 from graftkit.teach import check_teacher
 
@@ -69,11 +69,17 @@ def check(config: Config) -> None:
     check_pictures(config.adapt, config.image)
 
 
+def settle_flip(config: Config) -> Config:
+    """With what the user left open of mirroring: a mirrored digit is another thing, or nothing."""
+    if config.image.flip is not None or config.image.augment == "none" or sees_no_views(config.adapt):
+        return config
+    return replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
+
+
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
     check(config)
-    if config.image.flip is None and config.image.augment != "none":  # a mirrored digit is another thing, or nothing
-        config = replace(config, image=replace(config.image, flip=not config.data.path.startswith("demo")))
+    config = settle_flip(config)
     if several_asked(config):
         return run_several("image_classify", main, config)
     check_ready(config.hub)
@@ -129,7 +135,7 @@ def first_step(config: Config) -> tuple[Config, list[dict[str, Any]]]:
     if rehearsed or config.run.until == "dev":  # the other is held against this run on test
         return trained, []
     plain = {"adapt": ClassifierAdaptConfig(), "report": ReportConfig(), "hub": HubConfig()}
-    alone = replace(config, backbone=SOURCE.backbone, image=image, **plain)
+    alone = settle_flip(replace(config, backbone=SOURCE.backbone, image=image, **plain))
     score = json.loads((kept_run(alone, main) / "metrics.json").read_text(encoding="utf-8"))["test"]["headline"]
     name = "the same network trained from scratch with the same settings on the same rows"
     return trained, [{"name": name, "headline": score}]

@@ -40,9 +40,14 @@ class Config:
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
+    check_ways(config.adapt, config.train, Config().train)
+
+
 def main(config: Config) -> dict[str, Any]:
     """From settings to a saved model and its metrics."""
-    check_ways(config.adapt, config.train, Config().train)
+    check(config)
     if several_asked(config):
         return run_several("token_classify", main, config)
     run = open_run("token_classify", config)

@@ -53,12 +53,23 @@ class Config:
     report: RowsReportConfig = field(default_factory=RowsReportConfig)
 
 
-def main(config: Config) -> dict[str, Any]:
-    """From settings to a saved model and its metrics."""
+def settle_training(config: Config) -> Config:
+    """With what the user left open of training: a network that nobody has trained needs more of it, and faster."""
+    usual = UNTRAINED if config.backbone.name == "demo-t5" else USUAL
+    return replace(config, train=config.train.settle(usual))
+
+
+def check(config: Config) -> None:
+    """Raise UserError, before anything is done, for settings that do not go together."""
     check_texts_kept(config.run)
     untrained = config.backbone.name == "demo-t5"
-    config = replace(config, train=config.train.settle(UNTRAINED if untrained else USUAL))
-    check_ways(config.adapt, config.train, Config().train, untrained=untrained)
+    check_ways(config.adapt, settle_training(config).train, Config().train, untrained=untrained)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """From settings to a saved model and its metrics."""
+    check(config)
+    config = settle_training(config)
     if several_asked(config):
         return run_several("translate", main, config)
     run = open_run("translate", config)

@@ -84,6 +84,23 @@ def test_an_arm_of_pictures_is_checked_as_its_recipe_does():
         parse_arms("head,full", ["--image.mixup", "0.2"], load_recipe("image_classify"))
 
 
+@pytest.mark.parametrize(
+    ("recipe", "text", "flags", "said"),
+    [
+        ("generate", "full,lora", ("--backbone.quantize", "4bit"), "full: --backbone.quantize 4bit: weights of 4 bits"),
+        ("generate", "last,full:train.l2_sp=1", (), "full:train.l2_sp=1: --train.l2_sp stays near the checkpoint, and"),
+        ("translate", "last,full", ("--run.keep_rows", "false"), "last: --run.keep_rows false: scores follow"),
+        ("translate", "last,full:train.wise_ft=true", (), "full:train.wise_ft=true: --train.wise_ft stays near"),
+        ("answer", "last,full", ("--run.keep_rows", "false"), "last: --run.keep_rows false: scores follow"),
+        ("pretrain", "full,head:train.head_first=0.5", (), "head:train.head_first=0.5: --train.head_first 0.5 does"),
+        ("token_classify", "full,head:train.head_first=0.5", (), "head:train.head_first=0.5: --train.head_first 0.5"),
+    ],
+)
+def test_an_arm_that_its_recipe_would_refuse_is_refused_before_anything_runs(recipe, text, flags, said):
+    with pytest.raises(UserError, match=f"--arms {said}"):
+        parse_arms(text, flags, load_recipe(recipe))
+
+
 def test_a_list_in_an_arm_has_commas_of_its_own():
     lora, full = arms("lora:adapt.targets=query,value:adapt.rank=4,full")
     assert (lora.name, full.name) == ("lora:adapt.targets=query,value:adapt.rank=4", "full")
@@ -138,6 +155,9 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "other.py").write_text("x = 1\n")
     with pytest.raises(UserError, match="is no recipe: it has no Config"):
         load_at(tmp_path / "other.py")
+    (tmp_path / "old.py").write_text(RECIPE.replace("def check(", "def look("))
+    with pytest.raises(UserError, match=r"old.py has no check\(config\), which refuses"):
+        load_at(tmp_path / "old.py")
 
 
 @pytest.mark.parametrize(
@@ -464,6 +484,9 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+def check(config):
+    pass
 
 def main(config):
     folder, steps = Path(config.run.out), config.train.max_steps or 600

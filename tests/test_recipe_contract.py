@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import SHAPES, WORDS, draw, finish, launch_script, run_recipe, texts, write_csv
+from conftest import SHAPES, WORDS, draw, finish, launch_script, load_recipe, run_recipe, texts, write_csv
 from test_token_classification import sentences
 
-from graftkit.errors import Stopped
+from graftkit.config import parse
+from graftkit.errors import Stopped, UserError
 from graftkit.stop import Stop
 
 TABLES = ("predictions-test.parquet", "predictions-dev.parquet", "rows-test.parquet", "measures-test.parquet")
@@ -107,6 +108,20 @@ def ready(request, tmp_path, checkpoint, image_checkpoint):
     path = case.write(tmp_path / "data")
     words = ["--backbone.name", start, "--data.path", path, "--run.precision", "fp32", *case.words]
     return case.recipe, [str(word) for word in words]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(case.recipe for case in CASES))
+def test_settings_that_do_not_go_together_are_refused_by_check_which_main_asks_first(name, monkeypatch):
+    recipe = load_recipe(name)
+    recipe.check(recipe.Config())
+    wrong = parse(recipe.Config, ["--adapt.explain", "--train.lr", "auto"])
+    with pytest.raises(UserError, match=r"^--adapt\.explain shows rates"):
+        recipe.check(wrong)
+    asked = []
+    monkeypatch.setattr(recipe, "check", lambda config: asked.append(config) or recipe.no_such_name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        recipe.main(wrong)
+    assert asked == [wrong]
 
 
 def stop_after(updates: int, monkeypatch) -> None:

@@ -289,6 +289,20 @@ def test_more_trials_may_be_asked_for_later_but_nothing_else_changed(tmp_path):
         play(tmp_path / "else", player)
 
 
+def test_a_search_does_not_go_on_where_a_value_that_is_a_folder_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other", "last"):  # two backbones, and what only has the name of a strategy
+        Path(name).mkdir()
+        Path(name, "config.json").write_text("{}")
+    specs = [RATES, "backbone.name=one,other", "adapt.strategy=full,last"]
+    play(tmp_path / "search", Player(), trials=1, specs=specs)
+    Path("last", "config.json").write_text('{"changed": 1}')
+    play(tmp_path / "search", Player(), trials=2, specs=specs)
+    Path("other", "config.json").write_text('{"changed": 1}')
+    with pytest.raises(UserError, match="holds a search of other data: other changed since; name another folder"):
+        play(tmp_path / "search", Player(), trials=3, specs=specs)
+
+
 def test_one_search_at_a_time_is_at_work_in_a_folder(tmp_path):
     class Second(Player):
         def __call__(self, *given):

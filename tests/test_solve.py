@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run_recipe, texts, write_csv
+from conftest import load_recipe, run_recipe, texts, write_csv
 from safetensors.torch import load_file
 from test_features import load
 from test_recipe_contract import stop_after
 from test_text_classify import tables
 
 from graftkit.adapt import Adapted, ClassifierAdaptConfig
+from graftkit.config import parse
 from graftkit.errors import Stopped, UserError
 from graftkit.images import ImageConfig
 from graftkit.learn import ClassifierTrainConfig
@@ -261,7 +262,7 @@ def test_what_does_something_is_not_refused():
     check_solver(ClassifierAdaptConfig(strategy="head"), USUAL, USUAL)
     check_solver(ClassifierAdaptConfig(strategy="lp_ft"), replace(USUAL, epochs=4), USUAL)
     check_pictures(ClassifierAdaptConfig(strategy="head"), ImageConfig(augment="none"))
-    check_pictures(ClassifierAdaptConfig(strategy="head", views=3), ImageConfig(augment="trivial"))
+    check_pictures(ClassifierAdaptConfig(strategy="head", views=3), ImageConfig(augment="trivial", flip=False))
     check_pictures(ClassifierAdaptConfig(), ImageConfig(mixup=0.2))
 
 
@@ -272,11 +273,39 @@ def test_sgd_is_refused_where_no_head_is_solved(strategy):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"augment": "rand"}, {"crop": 0.5}, {"erase": 0.2}, {"mixup": 0.2}, {"cutmix": 1.0}]
+    "changed",
+    [
+        {"augment": "rand"},
+        {"crop": 0.5},
+        {"flip": True},
+        {"flip": False},
+        {"erase": 0.2},
+        {"mixup": 0.2},
+        {"cutmix": 1.0},
+    ],
 )
 def test_changes_to_pictures_that_nobody_would_see_are_refused(changed):
     with pytest.raises(UserError, match=f"--image.{next(iter(changed))} .*--adapt.solver sgd"):
         check_pictures(ClassifierAdaptConfig(strategy="head"), ImageConfig(**changed))
+
+
+@pytest.mark.parametrize(
+    ("flags", "flip"),
+    [
+        (["--adapt.strategy", "head"], None),
+        (["--adapt.strategy", "head", "--adapt.views", "2"], True),
+        (["--adapt.strategy", "head", "--adapt.solver", "sgd"], True),
+        ([], True),
+        (["--data.path", "demo"], False),
+        (["--image.augment", "none"], None),
+        (["--image.flip", "false"], False),
+    ],
+)
+def test_what_the_recipe_sets_itself_is_not_taken_for_the_users(flags, flip):
+    recipe = load_recipe("image_classify")
+    settled = recipe.settle_flip(parse(recipe.Config, ["--data.path", "flowers", *flags]))
+    assert settled.image.flip is flip
+    recipe.check(settled)  # so it is asked again, for each of several seeds, and of a kept config.yaml
 
 
 def test_a_solved_head_learns_at_the_rate_of_all_else():

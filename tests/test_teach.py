@@ -439,6 +439,29 @@ def test_a_run_that_goes_on_has_the_same_teacher_until_it_needs_none(splits, che
     assert str(tmp_path / "cache") not in (tmp_path / "run" / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("update", "plan", "config", "refused"),
+    [
+        (None, 3, {}, True),
+        (2, 3, {}, True),
+        (3, 3, {}, False),
+        (2, 3, {"patience": 1}, False),  # it may have stopped early
+        (2, None, {}, False),  # a run of an earlier version
+    ],
+)
+def test_a_run_that_goes_on_is_told_early_that_its_teacher_is_gone(run, tmp_path, update, plan, config, refused):
+    run.folder, run.settings.resume = tmp_path, True
+    (tmp_path / "run.json").write_text(json.dumps({} if plan is None else {"plan": {"updates": plan}}))
+    if update is not None:
+        at = tmp_path / "checkpoints" / f"update-{update:08d}"
+        at.mkdir(parents=True)
+        (at / "state.json").write_text(json.dumps({"update": update}))
+        (at / "optimizer.safetensors").write_bytes(b"")
+    gone = ClassifierTrainConfig(teacher=str(tmp_path / "gone"), **config)
+    with pytest.raises(UserError, match=r"^--train\.teacher .*gone") if refused else nullcontext():
+        teach.check_teacher(run, ["a", "b"], gone)
+
+
 @pytest.mark.slow
 def test_a_taught_run_that_was_stopped_and_resumed_ends_as_one_that_never_stopped(trained, tmp_path, monkeypatch):
     folder, words = trained

@@ -31,7 +31,7 @@ from graftkit.config import differences, parse
 from graftkit.errors import UserError
 from graftkit.report.markdown import duration, escape, fenced, in_brackets, shorten, table, title, with_interval
 from graftkit.run import write_aside
-from graftkit.search_space import draw_words, names_in, read_space, rounded, settle
+from graftkit.search_space import draw_words, names_in, read_space, rounded, settle, values_read
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -67,7 +67,8 @@ def search(
     """
     module = load_recipe(recipe)
     space = read_space(specs, flags, module)
-    read = sources.stamps(sources.named(recipe, flags, [parse(module.Config, flags)]), out)
+    paths = sources.named(recipe, flags, [parse(module.Config, flags)], values_read(space))
+    read = sources.stamps(paths, out)
     settings = {"recipe": str(recipe), "vary": list(specs), "settings": list(flags), "seed": seed, "read": read}
     start, begun = run or run_command, time.monotonic()
     try:

@@ -14,7 +14,7 @@ from graftkit.adapt import ONLY_WITH, solves
 from graftkit.bakeoff.arms import OURS, SHARED
 from graftkit.config import parse
 from graftkit.errors import UserError
-from graftkit.learn import check_ways
+from graftkit.run import READ
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -80,10 +80,7 @@ def draw_words(space: Space, trial: Trial, flags: Sequence[str], recipe: ModuleT
 def settle(recipe: ModuleType, words: Sequence[str]) -> Any:
     """A recipe's settings. Raises UserError, as the recipe itself would at once, for what cannot run."""
     config = parse(recipe.Config, words)
-    if hasattr(recipe, "check"):
-        recipe.check(config)
-    else:
-        check_ways(config.adapt, config.train, recipe.Config().train)
+    recipe.check(config)
     return config
 
 
@@ -164,6 +161,12 @@ def _value(name: str, text: str, recipe: ModuleType, ways: Sequence[list[str]]) 
 
 
 # what is read
+
+
+def values_read(space: Space) -> list[str]:
+    """The values of what is varied that may name a file or a folder."""
+    named = [f"{section}.{name}" for section, names in READ.items() for name in names]
+    return [value for one in space if isinstance(one, Choice) and one.name in named for value in one.values]
 
 
 def _reads(recipe: ModuleType, words: Sequence[str], name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit.adapt import AdaptConfig, Adapted, solves
+from graftkit.adapt import AdaptConfig, Adapted, ClassifierAdaptConfig, solves
 from graftkit.errors import UserError
 from graftkit.evaluate import predict_rows
 from graftkit.images import ImageConfig
@@ -71,14 +71,19 @@ def check_pictures(adapt: AdaptConfig, config: ImageConfig) -> None:
                 f"--image.{name} mixes labels, and --adapt.solver lbfgs needs rows of one label each; leave it out, or "
                 "set --adapt.solver sgd"
             )
-    if adapt.views is not None:
+    if not sees_no_views(adapt):
         return
-    for name in ("augment", "crop", "erase"):
+    for name in ("augment", "crop", "flip", "erase"):
         if getattr(config, name) not in (getattr(ImageConfig, name), "none"):
             raise UserError(
                 f"--image.{name} does nothing with --adapt.solver lbfgs, which sees pictures as evaluation does; set "
                 "--adapt.views 5 for so many views of each, or --adapt.solver sgd"
             )
+
+
+def sees_no_views(adapt: ClassifierAdaptConfig) -> bool:
+    """Whether nothing is learned but a head that is solved, of pictures as evaluation sees them."""
+    return adapt.strategy == "head" and solves(adapt) and adapt.views is None
 
 
 def after_solving(adapt: AdaptConfig, config: TrainConfig) -> TrainConfig:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit import row_file
+from graftkit import checkpoint, row_file
 from graftkit.adapt import AdaptConfig
 from graftkit.classifiers import CLASSIFIERS, Found, Located, load_classifier, locate, read_labels
 from graftkit.errors import UserError
@@ -30,7 +30,7 @@ from graftkit.losses import LossConfig
 from graftkit.machine import cache_folder, threads, versions
 from graftkit.run import Run
 from graftkit.task import Batch, Row, Task
-from graftkit.train import TrainConfig
+from graftkit.train import CHECKPOINTS, TrainConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,9 +121,20 @@ def check_costs(adapt: AdaptConfig, config: TrainConfig, task: str | None = None
 
 
 def check_teacher(run: Run, labels: Sequence[str], config: LossConfig) -> None:
-    """Raise UserError where a teacher has other labels than the rows; not yet for a run that goes on: see above."""
-    if has_teacher(config) and not run.settings.resume:
+    """Raise UserError where a teacher is gone, or has other labels than the rows, and the run may still need it."""
+    if has_teacher(config) and not (run.settings.resume and _may_have_ended(run, config)):
         check_labels(config.teacher, read_labels(find_teacher(config)).labels, labels)
+
+
+def _may_have_ended(run: Run, config: TrainConfig) -> bool:
+    """Whether an earlier part of a run may have trained to the end, by its folder; `has_ended` knows, when rows are
+    measured.
+    """
+    path, record = checkpoint.newest(run.folder / CHECKPOINTS), run.folder / "run.json"
+    if path is None:
+        return False
+    plan = json.loads(record.read_text(encoding="utf-8")).get("plan") if record.exists() else None
+    return plan is None or config.patience is not None or checkpoint.read_state(path).update >= plan["updates"]
 
 
 def taught(run: Run, task: Task, splits: Splits, config: LossConfig) -> Task:

@@ -15,7 +15,6 @@ from typing import Any, get_args, get_type_hints
 from graftkit.adapt import solves
 from graftkit.config import parse
 from graftkit.errors import UserError
-from graftkit.learn import check_ways
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SHARED = ("data", "run", "report", "hub")  # sections that are the same for all arms
@@ -78,6 +77,8 @@ def load_recipe(path: Path) -> ModuleType:
         raise UserError(_where(path, error)) from error
     if not hasattr(module, "Config") or not hasattr(module.Config(), "adapt"):
         raise UserError(f"{path} is no recipe: it has no Config with a section adapt")
+    if not hasattr(module, "check"):
+        raise UserError(f"{path} has no check(config), which refuses settings that do not go together; write one")
     return module
 
 
@@ -95,7 +96,7 @@ def parse_arms(text: str, flags: Sequence[str], recipe: ModuleType) -> list[Arm]
     """The arms of `head,lora:adapt.rank=16:train.lr=3e-4`: strategies, each with settings of its own after colons.
 
     `flags` are the settings of all arms. Raises UserError for what the recipe does not take, before anything is run:
-    its `check(config)`, where it has one, is asked of each arm.
+    its `check(config)` is asked of each arm.
     """
     for word in flags:
         if word.partition("=")[0] == "--adapt.strategy":
@@ -159,7 +160,7 @@ def _parse_arm(name: str, flags: Sequence[str], recipe: ModuleType) -> Arm:
     def settled(*more: str) -> Any:
         config = parsed(*more)
         try:
-            _check(recipe, config)
+            recipe.check(config)
         except UserError as error:
             raise UserError(f"--arms {name}: {error}") from error
         return config
@@ -180,14 +181,6 @@ def _parse_arm(name: str, flags: Sequence[str], recipe: ModuleType) -> Arm:
         1 if epochs is None else next(few for few in range(1, epochs + 1) if _holds(settled, few, epochs)),
         solved,
     )
-
-
-def _check(recipe: ModuleType, config: Any) -> None:
-    """Raise UserError for settings that the recipe would refuse before it reads anything."""
-    if hasattr(recipe, "check"):
-        recipe.check(config)
-    else:
-        check_ways(config.adapt, config.train)
 
 
 def _without_training(flags: Sequence[str], config_class: type) -> list[str]:

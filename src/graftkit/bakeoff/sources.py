@@ -15,11 +15,11 @@ OURS = ("run", "hub")  # sections that name what is written
 WHOLE = 2**26  # bytes up to which a file is known by its content; a larger one, by its size and when it was changed
 
 
-def named(recipe: Path, flags: Sequence[str], configs: Iterable[Any]) -> list[Path]:
-    """The recipe, the files of settings, and all files and folders of this machine that settings name."""
+def named(recipe: Path, flags: Sequence[str], configs: Iterable[Any], values: Iterable[str] = ()) -> list[Path]:
+    """The recipe, the files of settings, and all files and folders of this machine that settings, or `values`, name."""
     words = [after for before, after in pairwise(flags) if before == "--config"]
     words += [word.partition("=")[2] for word in flags if word.startswith("--config=")]
-    words += [text for config in configs for text in _texts(config)]
+    words += [*(text for config in configs for text in _texts(config)), *values]
     paths = [Path(word).expanduser() for word in dict.fromkeys(words) if word]
     return [recipe, *(path for path in paths if os.path.exists(path))]  # False, too, for what is too long for a path
 
