@@ -5,10 +5,10 @@
 Each arm trains the same checkpoint (MiniLM, from the demo extra) on banking77 from the folder of GRAFTKIT_ASSETS (or
 ../shared), 32 rows an update, in a process of its own, with nothing kept from earlier ones: graftkit's strategies head
 (solved), full and lp_ft, and transformers.Trainer at its best: group_by_length, the fused AdamW and, where the hardware
-has it, bf16. The same learning rates are tried for every arm that has one, with the first seed and the most epochs; the
-one with the best dev accuracy runs with all seeds, and with fewer epochs. graftkit's dev rows are kept from Trainer,
-too. With --jobs N, N processes run at a time, each with its share of the cores. What is done is kept in --out, so that
-a stopped command goes on.
+has it, bf16. The same learning rates are tried for every arm that has one, with the first seed and the most epochs, and
+the next one while the best is the lowest or the highest of them; the one with the best dev accuracy runs with all
+seeds, and with fewer epochs. graftkit's dev rows are kept from Trainer, too. With --jobs N, N processes run at a time,
+each with its share of the cores. What is done is kept in --out, so that a stopped command goes on.
 
 What is timed: `training` is all that learn() does for graftkit (features, solution, updates, dev after each epoch), and
 for Trainer its first batch to its last update, with no evaluation. `in all` is from the start of the process, with
@@ -147,13 +147,12 @@ class Rounds:
     """Jobs, some at a time, each in a fresh process with a cache folder of its own; what is done is kept in a file."""
 
     def __init__(self, out: Path | None, jobs: int, rows: int | None):
-        self.out, self.rows, self.jobs = out, rows, jobs
+        self.out, self.rows, self.jobs, self.pool = out, rows, jobs, ThreadPoolExecutor(jobs)
         self.done: list[Result] = json.loads(out.read_text(encoding="utf-8")) if out and out.exists() else []
 
     def run_all(self, wanted: Sequence[Result]) -> list[Result]:
         """The results of jobs, each named by arm, epochs, lr and seed."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(self.run_apart, wanted))
+        return list(self.pool.map(self.run_apart, wanted))
 
     def run_apart(self, wanted: Result) -> Result:
         """A job's result: what is kept of an earlier one, or that of a process."""
@@ -186,19 +185,25 @@ class Rounds:
         )
         return result
 
+    def find_rate(self, arm: str, lrs: Sequence[float], seed: int) -> float | None:
+        """The rate that is best on dev; while that is the lowest or the highest tried, the next one is tried, too."""
+        if arm == "head":
+            return None
+        tried: dict[float, float] = {}
+        wanted = list(lrs)
+        while wanted:
+            jobs = [{"arm": arm, "epochs": ARMS[arm][1][0], "lr": lr, "seed": seed} for lr in wanted]
+            tried |= {found["lr"]: found["dev"] for found in self.run_all(jobs)}
+            best = max(tried, key=lambda lr: tried[lr])
+            wanted = [lr for lr, edge in ((best / 2, min(tried)), (best * 2, max(tried))) if best == edge]
+        return best
+
     def sweep(self, arms: Sequence[str], lrs: Sequence[float], seeds: Sequence[int]) -> list[list[Result]]:
         """For each arm and number of epochs the results of all seeds, at the rate that was best on dev."""
-        tries = [
-            {"arm": arm, "epochs": ARMS[arm][1][0], "lr": lr, "seed": seeds[0]}
-            for arm in arms
-            for lr in ((None,) if arm == "head" else lrs)
-        ]
-        best: dict[str, Result] = {}
-        for found in self.run_all(tries):
-            if found["arm"] not in best or found["dev"] > best[found["arm"]]["dev"]:
-                best[found["arm"]] = found
+        with ThreadPoolExecutor(len(arms)) as pool:
+            best = dict(zip(arms, pool.map(lambda arm: self.find_rate(arm, lrs, seeds[0]), arms), strict=True))
         groups = [
-            [{"arm": arm, "epochs": epochs, "lr": best[arm]["lr"], "seed": seed} for seed in seeds]
+            [{"arm": arm, "epochs": epochs, "lr": best[arm], "seed": seed} for seed in seeds]
             for arm in arms
             for epochs in ARMS[arm][1]
         ]

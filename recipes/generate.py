@@ -3,8 +3,8 @@
     accelerate launch recipes/generate.py --data.path letters/ --backbone.name gpt2
 
 Plain text files, tables with a column of texts, chats (`messages`), or `prompt` and `completion`, of which the answers
-alone are learnt. With no arguments it trains a small network that nobody has trained before, so that it runs without
-a network, on short customer messages. Every setting: --help.
+alone are learnt. With no arguments it trains a small model that nobody has trained before, so that nothing need be
+downloaded, on short customer messages. Every setting: --help.
 """
 
 from __future__ import annotations

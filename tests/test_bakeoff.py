@@ -202,6 +202,7 @@ class World:
     speed: dict[str, float] = field(default_factory=dict)  # seconds of an update, by arm
     overhead: float = 5.0
     fails: tuple[str, ...] = ()
+    chance: bool = False  # whether a head that is computed differs by its seed
     late: tuple[str, ...] = ()  # that take twice what they seem to
     per_epoch: int = 100
     now: float = 0.0
@@ -218,6 +219,7 @@ class World:
         updates = min(updates, trial.max_steps or updates)
         per_update = 0.0 if trial.arm.solved else self.speed.get(name, 0.1)
         known = {"per_epoch": self.per_epoch, "per_update": None if trial.arm.solved else per_update}
+        known["facts"] = {"any_seed": trial.arm.solved and not self.chance}
         seconds = self.overhead + updates * per_update
         if seconds > trial.limit:  # seen after a few updates
             self.now += (spent := self.overhead + 5 * per_update)
@@ -228,6 +230,12 @@ class World:
         self.now += seconds
         gain = self.score[name] * (1 - 0.5 ** (updates / self.per_epoch)) + trial.seed / 1000
         return Outcome("done", seconds, "", gain, updates, overhead=self.overhead, ending=self.overhead, **known)
+
+
+@pytest.mark.parametrize(("chance", "seeds"), [(False, 1), (True, 3)])
+def test_a_computed_head_runs_with_several_seeds_where_chance_has_a_part_in_it(chance, seeds):
+    halving = compete(World({"head": 0.9, "full": 0.7, "last": 0.6}, chance=chance), "head,full,last", 10_000)
+    assert {each.arm.name: len(each.runs) for each in halving.standings} == {"head": seeds, "full": 3, "last": 1}
 
 
 def compete(world: World, names: str, budget: float, seeds: int = 3) -> Halving:
@@ -366,7 +374,7 @@ def test_what_was_kept_counts_as_spent():
 
 def row(arm: str, value: float, low: float, high: float, seconds: float, **more) -> dict:
     headline = {"name": "macro_f1", "value": value, "low": low, "high": high, "level": 0.95, "method": "bca"}
-    known = {"arm": arm, "headline": headline, "rows": 120, "seconds": seconds, "seeds": 1, "solved": arm == "head"}
+    known = {"arm": arm, "headline": headline, "rows": 120, "seconds": seconds, "seeds": 1, "any_seed": arm == "head"}
     known["training"] = seconds - 2  # it took 2 to begin and end
     return known | {"round": 2, "parameters": 22_700_000, "bytes": 91_000_000, "state": "won", "why": ""} | more
 

@@ -244,7 +244,7 @@ def test_the_demo_of_pictures_trains_nothing_to_say_what_it_would_do(tmp_path, m
         ),
         ("--train.head_factor 9 --train.head_lr 1", r"head_factor 9 does nothing beside --train.head_lr"),
         ("--train.head_factor 9 --adapt.strategy lp_ft", r"head_factor 9 does nothing .*set --train.head_lr"),
-        ("--adapt.cache off", r"adapt.cache does nothing with --adapt.strategy full, only with head or last"),
+        ("--adapt.cache off", r"adapt.cache does nothing with --adapt.strategy full, only with head, last or lp_ft"),
         ("--train.soup greedy --train.max_steps 1", r"--train.max_steps 1 leaves but one; allow more"),
         ("--adapt.explain --train.lr auto", r"--train.lr auto finds its own in training; set a number"),
         ("--adapt.explain --run.resume --run.out x", r"so --run.resume does nothing; leave it out"),

@@ -1,7 +1,7 @@
 """What need a frozen network not say twice?
 
 With the strategies head and last, what the frozen part says of a row is computed once, kept in a file and read from
-there in every epoch, by this run and by later ones. A file goes by all that its numbers follow from: the frozen
+there in every epoch, by this run and by later ones. A file is named after all that its numbers follow from: the frozen
 weights, how rows become numbers, and what the rows hold.
 """
 

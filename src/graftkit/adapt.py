@@ -34,11 +34,11 @@ class AdaptConfig:
     dora: bool = False
     """let LoRA learn the lengths of the weights apart from their directions (DoRA)"""
     targets: list[str] | None = None
-    """names of the layers that LoRA or IA3 adapts, such as query,value; by default all linear layers of the blocks for
-    LoRA, and those of keys, values and feed-forward units for IA3"""
+    """names of the layers that LoRA or IA3 adapts, such as query,value; by default all linear layers and convolutions
+    of the blocks for LoRA, and those of keys, values and feed-forward units for IA3"""
     merge: bool = False
-    """save a LoRA or IA3 run as a plain model, its update added to the weights, and the adapter beside it (pictures and
-    backbones always)"""
+    """save a LoRA or IA3 run as a plain model, its update added to the weights, and the adapter beside it
+    (image_classify and pretrain always do)"""
     explain: bool = False
     """print which weights train, from when and at which rate, as a table, and stop"""
 
@@ -73,14 +73,16 @@ class ClassifierAdaptConfig(AdaptConfig):
     """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, or all biases
     and norms (bitfit); lp_ft computes the best head first, then everything trains"""
     solver: Literal["lbfgs", "sgd"] = "lbfgs"
-    """with strategy head, compute the best last layer at once (lbfgs), or train the head as all else is (sgd)"""
+    """with strategy head, compute the best last layer at once (lbfgs), or train the head by steps of AdamW, as all
+    else is (sgd)"""
     cache: Literal["auto", "off"] = "auto"
     """with head or last, compute once what the frozen part says of each row, and keep it in the cache folder; auto
     does so where rows look the same in every epoch and the files fit into cache_gb"""
     cache_gb: Positive = 10.0
-    """most GB (10^9 bytes) that is kept in the cache folder; what was not used for the longest time goes first"""
+    """most GB (10^9 bytes) of such files in the cache folder; those not used for the longest time go first"""
     views: AtLeastOne | None = None
-    """with augmented pictures, how many views of each are kept; epochs see them in turn"""
+    """with augmented pictures, how many views of each are kept: epochs see them in turn, and a head that is computed
+    sees all"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +100,8 @@ class ClassifierAdaptConfig(AdaptConfig):
                 continue
             if self.strategy not in (*CACHED, "lp_ft"):
                 raise UserError(
-                    f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with "
-                    f"{' or '.join(CACHED)}: nothing else says the same in every epoch; leave it out"
+                    f"--adapt.{name} does nothing with --adapt.strategy {self.strategy}, only with head, last or "
+                    "lp_ft: nothing else says the same in every epoch; leave it out"
                 )
             if self.cache == "off" and name != "cache":
                 raise UserError(f"--adapt.{name} does nothing with --adapt.cache off; leave one of them out")
@@ -117,7 +119,7 @@ class TextAdaptConfig(ClassifierAdaptConfig):
     """what trains: everything, the head, the last blocks and the head, or, each with the head: LoRA, IA3, all biases
     and norms (bitfit), or a prompt before each text; lp_ft computes the best head first, then everything trains"""
     prompt_tokens: AtLeastOne = 20
-    """length of the prompt with strategy prompt; the model reads so many tokens less of a text"""
+    """length of the prompt with strategy prompt, in tokens; it takes so many of the model's places from the text"""
 
     @property
     def places(self) -> int:
@@ -206,7 +208,7 @@ def _last(headed: Headed, config: AdaptConfig) -> Adapted:
 
 
 def _bitfit(headed: Headed, config: AdaptConfig) -> Adapted:
-    """Biases (Ben Zaken et al. 2022), and the norms whole, as others found it pays; the plain model is saved.
+    """Biases (Ben Zaken et al. 2022), and the norms whole, for networks without biases, too; the plain model is saved.
 
     A norm is a module named so by its class all of whose parameters are vectors. Batch norms count their statistics
     anew, as with everything training (Frankle et al. 2021).

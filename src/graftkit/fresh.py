@@ -22,7 +22,7 @@ class FreshTrainConfig(TrainConfig):
     epochs: AtLeastOne | None = None
     """passes over the training rows; by default 3, and more for a network that nobody has trained"""
     batch_size: AtLeastOne | None = None
-    """rows per process and forward pass; by default 16"""
+    """rows per process and forward pass; by default 16, and 32 for the network of translate that nobody has trained"""
     lr: Positive | Literal["auto"] | None = None
     """highest rate of the backbone; by default 1e-4, and more for a network that nobody has trained; auto looks
     for one, at rates that rise from 1e-7"""

@@ -124,7 +124,7 @@ def learn(
     adapt: AdaptConfig,
     config: TrainConfig,
 ) -> nn.Module:
-    """The model as it is to be kept, in evaluation mode: trained, with the weights that scored best on dev."""
+    """The model as it is to be kept, in evaluation mode: solved, or trained, with the weights of `choose_weights`."""
     check_epochs(run, task, splits, lengths, config)
     if solves(adapt):
         with head_alone(adapted), cached(run, task, adapted, splits, lengths, replace(adapt, strategy="head")) as known:

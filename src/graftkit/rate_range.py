@@ -1,7 +1,7 @@
 """Which learning rate?
 
 A range test (Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv 1506.01186; in the form of
-fastai's finder): train for about a hundred updates at rates that rise from far too low to far too high, and see at
+fastai's finder): train for 40 to 100 updates at rates that rise from far too low to far too high, and see at
 which the loss falls. The weights are put back afterwards.
 """
 

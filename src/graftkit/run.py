@@ -70,7 +70,7 @@ class RunConfig:
     trackers: list[str] | None = None
     """trackers of Accelerate, by name: tensorboard, wandb, mlflow ..."""
     dry_run: bool = False
-    """load everything, try one update, estimate memory and time, and stop"""
+    """load everything, try some updates, estimate memory and time, and stop"""
     until: Literal["dev", "test"] = "test"
     """end after this split; dev leaves the rows of test unasked, and --run.resume without it then goes on to the end"""
 

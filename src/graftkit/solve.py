@@ -113,7 +113,7 @@ def head_alone(adapted: Adapted) -> Iterator[None]:
 def solve_head(
     run: Run, task: Task, adapted: Adapted, splits: Splits, lengths: Lengths, views: int | None = None
 ) -> None:
-    """Put the best weights into the model's last layer; the strength of L2 is the one with the best headline on dev.
+    """Put the best weights into the model's last layer; the strength of L2 is chosen on dev: see `choose_strength`.
 
     `views`: so many views of each training picture are rows of their own; by default rows are as evaluation sees them.
     The same on every process, and again whenever it is done. UserError where there is no one last layer.
@@ -146,8 +146,18 @@ def solve_head(
 
     tried, best, scored, weight, bias = run.once(solve)
     write_weights(layer, weight, bias)
-    _tell(run, adapted, layer, tried, best, scored, features.shape, (read - began, time.perf_counter() - read))
-    _tell_limits(run, adapted, layer, by_chance=views is not None)
+    _tell(
+        run,
+        adapted,
+        layer,
+        tried,
+        best,
+        scored,
+        features.shape,
+        (read - began, time.perf_counter() - read),
+        by_chance=views is not None,
+    )
+    _tell_limits(run)
 
 
 def log_solution(run: Run, model: nn.Module) -> nn.Module:
@@ -199,8 +209,10 @@ def _tell(
     score: float,
     shape: Sequence[int],
     seconds: tuple[float, float],
+    *,
+    by_chance: bool,
 ) -> None:
-    """Record and say what was solved."""
+    """Record and say what was solved; `by_chance`: of pictures that were changed by chance."""
     before = layers_before(adapted, layer)
     run.record["solver"] = {
         "rows": shape[0],
@@ -209,11 +221,12 @@ def _tell(
         "strength": strength,
         "score": score,
         "unsolved": before,
+        "by_chance": by_chance or bool(before),
         "seconds": {"features": round(seconds[0], 3), "solve": round(seconds[1], 3)},
     }
     run.say(
         f"the head is solved: {shape[0]:,} rows of {shape[1]:,} features in {seconds[0]:.1f} s, then L2 of "
-        f"{len(tried)} strengths in {seconds[1]:.1f} s; {strength:.3g} is best on dev ({run.headline} {score:.4f})"
+        f"{len(tried)} strengths in {seconds[1]:.1f} s; {strength:.3g} is chosen on dev ({run.headline} {score:.4f})"
     )
     if strength in (STRENGTHS[-1], STRONGER[-1]):
         run.say(f"{strength:.3g} is the {'weakest' if strength < 1 else 'strongest'} L2 that is tried")
@@ -225,11 +238,11 @@ def _tell(
         )
 
 
-def _tell_limits(run: Run, adapted: Adapted, layer: nn.Module, *, by_chance: bool) -> None:
+def _tell_limits(run: Run) -> None:
     """Say what about training is nothing to a head that is computed."""
     if ignored := costs_ignored(run.config["train"]):
         run.say(f"the head is computed with the plain loss; {', '.join(ignored)} counts from the first update on")
-    if run.config["adapt"]["strategy"] == "head" and not by_chance and not layers_before(adapted, layer):
+    if run.config["adapt"]["strategy"] == "head" and not run.record["solver"]["by_chance"]:
         run.say("nothing of this head is drawn by chance: on the same rows every seed of --run.seeds gives it again")
 
 

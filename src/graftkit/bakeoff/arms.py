@@ -42,7 +42,7 @@ class Arm:
     epochs: int | None = 3  # None where the recipe settles them
     max_steps: int | None = None
     least_epochs: int = 1  # with which its other settings still make sense
-    solved: bool = False  # in closed form: it has no epochs, and the seed changes nothing
+    solved: bool = False  # a head that is computed: it has no epochs
 
     @property
     def slug(self) -> str:

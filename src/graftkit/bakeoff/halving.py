@@ -146,7 +146,7 @@ class Halving:
             share = self.left() / (len(finalists) - place)
             end = self.elapsed() + (share if share > self.need() else self.left())
             self._advance(each, number, 1.0, end, end)
-        scored = [each for each in finalists if each.runs and not each.arm.solved]
+        scored = [each for each in finalists if each.runs and not each.runs[0][1].facts.get("any_seed")]
         for seed in range(1, self.seeds):
             expected = sum(each.runs[0][1].seconds for each in scored)
             if not scored or expected > CLOSE * self.left():

@@ -57,7 +57,7 @@ def _row(each: Standing) -> dict[str, Any]:
         "updates": facts["updates"],
         "training": round(mean(outcome.facts["training"] for outcome in outcomes), 1),
         "runs": [trial.name for trial, _ in each.runs],
-        "solved": each.arm.solved,
+        "any_seed": facts["any_seed"],
     }
 
 
@@ -85,12 +85,12 @@ def compare(rows: Sequence[Mapping[str, Any]], folder: Path, task: str) -> dict[
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
-    """With how many seeds an arm can be compared: what is solved is the same with each."""
-    return 1000 if row["solved"] else row["seeds"]
+    """With how many seeds an arm can be compared: a head that is computed is mostly the same with each."""
+    return 1000 if row["any_seed"] else row["seeds"]
 
 
 def _arm(row: Mapping[str, Any], said: np.ndarray, seeds: int) -> Arm:
-    said = np.repeat(said, seeds, axis=0) if row["solved"] else said[:seeds]
+    said = np.repeat(said, seeds, axis=0) if row["any_seed"] else said[:seeds]
     return Arm("", row["arm"], [], said)
 
 
@@ -133,7 +133,7 @@ def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference]
         )
     if missing:
         said.append(f"Of {_names(missing)} this says nothing: without a score, for the reason below the table.")
-    if best["seeds"] == 1 and not best["solved"] and others:
+    if best["seeds"] == 1 and not best["any_seed"] and others:
         said.append("It ran with one seed: with another one the order may be another.")
     return " ".join(said)
 
@@ -164,7 +164,7 @@ def cells(row: Mapping[str, Any], rounds: int) -> tuple[str, ...]:
     return (
         row["arm"],
         f"{row['round']}/{rounds}",
-        "any" if row["solved"] else str(row["seeds"]),
+        "any" if row["any_seed"] else str(row["seeds"]),
         in_brackets(row["headline"]),
         f"{row['seconds']:.0f}",
         amount(row["parameters"]).replace(" million", "M").replace(" billion", "B"),

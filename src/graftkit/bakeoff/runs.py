@@ -211,6 +211,7 @@ def _read_done(place: Path, seconds: float) -> Outcome:
             "parameters": run["adapt"]["trained_parameters"],
             "bytes": sum(weights),
             "updates": updates,
+            "any_seed": not run.get("solver", {}).get("by_chance", True) and not training,
             "training": trained,
             "made_of": {
                 "rows": {split: facts["sha256"] for split, facts in splits.items()},

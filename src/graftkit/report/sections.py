@@ -423,7 +423,7 @@ def _solved(run: Mapping[str, Any]) -> dict[str, str]:
     score = f"{title(str(run.get('headline') or 'score'))} {number(solver['score'], 2)}"
     said = (
         f"computed at once from what the network says of {plural(solver['rows'], 'row')}; of {len(solver['tried'])} "
-        f"strengths of L2, {solver['strength']:.2g} is the best on dev ({score})"
+        f"strengths of L2, {solver['strength']:.2g} is chosen on dev ({score})"
     )
     if solver["unsolved"]:
         names = escape(", ".join(solver["unsolved"]))
