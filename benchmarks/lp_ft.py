@@ -29,9 +29,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from threading import Lock
 from typing import Any
 
 from rounds import ASSETS, ROOT, make_clock
+
+from graftkit.run import write_aside
 
 LRS = (1e-4, 2e-4, 4e-4)
 ARMS = {
@@ -148,6 +151,7 @@ class Rounds:
 
     def __init__(self, out: Path | None, jobs: int, rows: int | None):
         self.out, self.rows, self.jobs, self.pool = out, rows, jobs, ThreadPoolExecutor(jobs)
+        self.lock = Lock()  # of what is done, and of its file
         self.done: list[Result] = json.loads(out.read_text(encoding="utf-8")) if out and out.exists() else []
 
     def run_all(self, wanted: Sequence[Result]) -> list[Result]:
@@ -171,12 +175,14 @@ class Rounds:
                 command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
             )
             if child.returncode:
-                raise SystemExit(f"{child.stdout}\n{given} failed")
+                print(f"{child.stdout}\n{given} failed", flush=True)  # now: the other arms go on until they are done
+                raise SystemExit(f"{given} failed, see above; what is done is kept with --out")
             found = json.loads(Path(own["GRAFTKIT_RESULT"]).read_text(encoding="utf-8"))
         result = {**given, **found, "load_average": os.getloadavg()[0]}
-        self.done.append(result)
-        if self.out:
-            self.out.write_text(json.dumps(self.done, indent=2) + "\n", encoding="utf-8")
+        with self.lock:
+            self.done.append(result)
+            if self.out:
+                write_aside(self.out, json.dumps(self.done, indent=2) + "\n")
         print(
             f"{given['arm']}, {given['epochs']} epochs, lr {given['lr']}, seed {given['seed']}: {found['training']:.1f}"
             f" s training, {found['all']:.1f} s in all, dev {found['dev']:.4f}, test {found['test']:.4f}, load "

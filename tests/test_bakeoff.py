@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, finish, load_recipe
 
@@ -400,6 +401,24 @@ def test_a_quick_arm_that_cannot_be_told_from_the_best_is_named():
 def test_seconds_to_begin_are_no_reason_to_take_an_arm():
     rows = [row("full", 0.91, 0.89, 0.93, 58, training=4.0), row("last", 0.9, 0.88, 0.92, 26, training=2.0)]
     assert "time matters" not in page.recommend(rows, {"last": difference(False)}, lower=False)
+
+
+@pytest.mark.parametrize(("other", "models"), [("head", 1), ("full", 3)])
+def test_arms_are_compared_with_as_many_models_as_both_have(other, models, monkeypatch):
+    truth = np.arange(30) % 2
+    read = {"any_seed": np.array([truth]), "three seeds": np.array([truth, 1 - truth, truth])}
+    known = {"head": "any_seed", "full": "three seeds"}
+    rows = [row("head", 0.9, 0.8, 1, 5), row(other, 0.8, 0.7, 0.9, 5, seeds=models) | {"arm": f"{other}-2"}]
+    monkeypatch.setattr(
+        page, "_read", lambda of, folder: ((range(30), ("a", "b"), truth, None), read[known[of["arm"][:4]]])
+    )
+    seen = []
+    for name in ("between_models", "between_seeds"):
+        note = lambda one, two, *_, kind=name: seen.append((kind, len(one.said), len(two.said))) or {}  # noqa: E731
+        monkeypatch.setattr(page, name, note)
+    monkeypatch.setattr(page, "raise_for_several", lambda found: [{"macro_f1": each} for each in found])
+    page.compare(rows, Path(), "text-classification")
+    assert seen == [("between_models" if models == 1 else "between_seeds", models, models)]
 
 
 def test_it_says_so_where_nothing_can_be_told_apart():

@@ -16,6 +16,7 @@ from test_features import load
 from test_recipe_contract import stop_after
 from test_text_classify import tables
 
+from graftkit import solve
 from graftkit.adapt import Adapted, ClassifierAdaptConfig
 from graftkit.config import parse
 from graftkit.errors import Stopped, UserError
@@ -220,6 +221,14 @@ def test_the_last_layer_is_found_by_trying(checkpoint, kind, name, before):
     assert layer is headed.model.get_submodule(name)
     assert layers_before(Adapted(headed.model, headed.head, ""), layer) == before
     assert all(torch.equal(value, weights[key]) for key, value in headed.model.state_dict().items())
+
+
+def test_rows_of_which_the_network_says_no_numbers_are_told(monkeypatch):
+    said = [{"label": "a", "features": np.array([0.0, value], dtype=np.float32)} for value in (1, np.nan, np.inf)]
+    monkeypatch.setattr(solve, "predict_rows", lambda *_: said)
+    rows = [{"id": f"train:{number}"} for number in (1, 2, 3)]
+    with pytest.raises(UserError, match=r"not finite, .*: train:2, train:3; .*--run\.precision fp32$"):
+        solve.features_of(SimpleNamespace(accelerator=None), None, None, rows, None, None)
 
 
 def test_a_network_with_two_last_layers_is_refused(checkpoint):

@@ -17,7 +17,7 @@ STRENGTHS = tuple(4.0**-step for step in range(11))
 """Of L2, from strong to weak: a row's mean loss + strength / 2 x (sum of squared weights of standardised features)."""
 STRONGER = (4.0, 16.0, 64.0, 256.0)  # tried where the first of these is the best
 PATIENCE = 2  # strengths in turn with neither a better score nor a lower loss on dev, before the search ends
-ROUGH = {"tolerance_grad": 1e-5, "tolerance_change": 1e-6}  # for a strength that is only tried, in float32
+ROUGH = {"tolerance_grad": 1e-6, "tolerance_change": 1e-7}  # for a strength that is only tried, in float32
 EXACT = {"tolerance_grad": 1e-3, "tolerance_change": 1e-12}  # in float64, of UNIT times the mean loss
 UNIT = 1e4  # so that torch's L-BFGS, which drops updates of less than 1e-10, still learns from the last ones
 MOST_STEPS = 2000
@@ -35,8 +35,9 @@ def choose_strength(
     `ask` solves with a strength, and says the score and the mean loss on dev, of `rows` rows. About the best: within
     the standard error that a share of so many rows has at most (the one-standard-error rule, Breiman et al. 1984,
     "Classification and Regression Trees"). The loss tells strengths apart that differ in the scores of a few rows, by
-    chance; but a loss that is low because a rare label is never answered does not win. Of equal ones the stronger is
-    taken, and a score that is no number never wins.
+    chance; but a loss that is low because a rare label is never answered does not win, where that costs more of the
+    score. For errors in a unit (rmse, mae) the bound means little, and does little: the loss orders heads much as they
+    do. Of equal ones the stronger is taken, and a score that is no number never wins.
     """
     tried: list[dict[str, float]] = []
     sign = -1.0 if lower else 1.0

@@ -319,9 +319,20 @@ def features_of(
     lengths: np.ndarray | None,
     chance: tuple[int, int] | None,
 ) -> tuple[np.ndarray, list[Any]]:
-    """What enters the last layer of each row, (rows, features) float32, and the truth of each."""
+    """What enters the last layer of each row, (rows, features) float32, and the truth of each.
+
+    UserError where that is not finite: a head would be made of it that says nothing, without a word.
+    """
     records = predict_rows(run.accelerator, reader, model, rows, lengths, chance)
-    return np.stack([record["features"] for record in records]), [record["label"] for record in records]
+    features = np.stack([record["features"] for record in records])
+    wrong = [rows[int(place)]["id"] for place in np.flatnonzero(~np.isfinite(features).all(axis=1))]
+    if wrong:
+        shown = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise UserError(
+            f"what the network says of these rows is not finite, so no head can be solved: {shown}; look at them, or "
+            "set --run.precision fp32"
+        )
+    return features, [record["label"] for record in records]
 
 
 class _Features:

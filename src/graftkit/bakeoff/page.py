@@ -57,7 +57,7 @@ def _row(each: Standing) -> dict[str, Any]:
         "updates": facts["updates"],
         "training": round(mean(outcome.facts["training"] for outcome in outcomes), 1),
         "runs": [trial.name for trial, _ in each.runs],
-        "any_seed": facts["any_seed"],
+        "any_seed": facts.get("any_seed", False),  # none in what an earlier version kept
     }
 
 
@@ -77,19 +77,15 @@ def compare(rows: Sequence[Mapping[str, Any]], folder: Path, task: str) -> dict[
     on = Rows(ids, labels, truth, groups)
     found = []
     for row in others:
-        seeds = max(1, min(_seeds(first), _seeds(row)))
+        seeds = min((each["seeds"] for each in (first, row) if not each["any_seed"]), default=1)
         one, other = (_arm(each, read[each["arm"]][1], seeds) for each in (first, row))
         of = between_seeds if seeds > 1 else between_models
         found.append(of(one, other, on, [name], len(others)))
     return {row["arm"]: each[name] for row, each in zip(others, raise_for_several(found), strict=True)}
 
 
-def _seeds(row: Mapping[str, Any]) -> int:
-    """With how many seeds an arm can be compared: a head that is computed is mostly the same with each."""
-    return 1000 if row["any_seed"] else row["seeds"]
-
-
 def _arm(row: Mapping[str, Any], said: np.ndarray, seeds: int) -> Arm:
+    """An arm with so many models; a head that is computed is mostly the same with each seed."""
     said = np.repeat(said, seeds, axis=0) if row["any_seed"] else said[:seeds]
     return Arm("", row["arm"], [], said)
 
