@@ -81,8 +81,22 @@ def test_a_solved_head_does_without_the_training_of_a_file(tmp_path):
 
 
 def test_an_arm_of_pictures_is_checked_as_its_recipe_does():
-    with pytest.raises(UserError, match=r"--arms head: --image.mixup mixes labels"):
-        parse_arms("head,full", ["--image.mixup", "0.2"], load_recipe("image_classify"))
+    with pytest.raises(UserError, match=r"--arms head:image.mixup=0.2: --image.mixup mixes labels"):
+        parse_arms("head:image.mixup=0.2,full", [], load_recipe("image_classify"))
+
+
+def test_a_solved_head_does_without_what_changes_pictures_in_training(tmp_path):
+    (tmp_path / "mine.yaml").write_text("image: {crop: 0.5, size: 64}\n")
+    flags = ("--image.mixup", "0.2", "--image.flip=true", "--config", str(tmp_path / "mine.yaml"))
+    module = load_recipe("image_classify")
+    head, views, full = (
+        parse(module.Config, arm.words).image for arm in parse_arms("head,head:adapt.views=2,full", flags, module)
+    )
+    assert [(one.mixup, one.flip, one.crop, one.size) for one in (head, views, full)] == [
+        (0.0, None, module.Config().image.crop, 64),
+        (0.0, True, 0.5, 64),
+        (0.2, True, 0.5, 64),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from graftkit.data import Splits
 
+MIXES, CHANGES = ("mixup", "cutmix"), ("augment", "crop", "flip", "erase")  # of pictures, in training alone
 PROBED = 4  # rows on which it is seen which layer is the last
 
 
@@ -65,7 +66,7 @@ def check_pictures(adapt: AdaptConfig, config: ImageConfig) -> None:
     """Raise UserError for changes to pictures that a head that is solved would never see."""
     if adapt.strategy != "head" or not solves(adapt):
         return
-    for name in ("mixup", "cutmix"):
+    for name in MIXES:
         if getattr(config, name):
             raise UserError(
                 f"--image.{name} mixes labels, and --adapt.solver lbfgs needs rows of one label each; leave it out, or "
@@ -73,7 +74,7 @@ def check_pictures(adapt: AdaptConfig, config: ImageConfig) -> None:
             )
     if not sees_no_views(adapt):
         return
-    for name in ("augment", "crop", "flip", "erase"):
+    for name in CHANGES:
         if getattr(config, name) not in (getattr(ImageConfig, name), "none"):
             raise UserError(
                 f"--image.{name} does nothing with --adapt.solver lbfgs, which sees pictures as evaluation does; set "

@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any, get_args, get_type_hints
 from graftkit.adapt import solves
 from graftkit.config import parse
 from graftkit.errors import UserError
+from graftkit.solve import CHANGES, MIXES, sees_no_views
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SHARED = ("data", "run", "report", "hub")  # sections that are the same for all arms
@@ -168,7 +169,8 @@ def _parse_arm(name: str, flags: Sequence[str], recipe: ModuleType) -> Arm:
     config = parsed()
     _check_ours(config, config_class())
     if solved := strategy == "head" and solves(config.adapt):
-        flags = _without_training(flags, config_class)
+        idle = {"train": [*vars(config.train)], "image": [*MIXES, *(CHANGES if sees_no_views(config.adapt) else ())]}
+        flags = _without(idle, flags, config_class)
     config = settled()
     if config.data.seed is None:  # which would be --run.seed, and so other rows for each seed
         words += ["--data.seed", "0"]
@@ -183,19 +185,24 @@ def _parse_arm(name: str, flags: Sequence[str], recipe: ModuleType) -> Arm:
     )
 
 
-def _without_training(flags: Sequence[str], config_class: type) -> list[str]:
-    """The flags but for those on training, which a head that is solved has no use for, and refuses; what files of
-    settings say of it is put back.
+def _without(idle: Mapping[str, Sequence[str]], flags: Sequence[str], config_class: type) -> list[str]:
+    """The flags but for those, by section, that a head that is solved has no use for, and refuses; what files of
+    settings say of them is put back.
     """
     kept, keeps = [], True
     for word in flags:
         if word.startswith("--"):
-            keeps = not word.startswith("--train.")
+            section, _, name = word[2:].partition("=")[0].partition(".")
+            keeps = name not in idle.get(section, ())
         if keeps:
             kept.append(word)
-    usual = vars(config_class().train)
-    idle = [name for name, value in vars(parse(config_class, kept).train).items() if value != usual[name]]
-    return kept + [word for name in idle for word in (f"--train.{name}", _written(usual[name]))]
+    usual, now = config_class(), parse(config_class, kept)
+    for section in (section for section in idle if hasattr(usual, section)):
+        was, given = (vars(getattr(config, section)) for config in (usual, now))
+        for name in idle[section]:
+            if given[name] != was[name]:
+                kept += [f"--{section}.{name}", _written(was[name])]
+    return kept
 
 
 def _written(value: Any) -> str:
