@@ -217,7 +217,7 @@ def make_benchmark(case: str) -> Benchmark:
         "closed-form": lambda *given: ours("closed-form", *given),
     }
     arms = {"defaults": "Trainer, defaults", "best": "Trainer, at its best", "graftkit": "graftkit, from the cache"}
-    arms |= {} if case == "last" else {"closed-form": "graftkit, closed form"}
+    arms |= {} if case == "last" else {"closed-form": "graftkit, computed head"}
     texts = text_speed.BENCHMARK.data
     return Benchmark(
         file=__file__,

@@ -103,7 +103,7 @@ USUAL = dict.fromkeys(DATA, MAIN) | {
 }
 """The ways that are tried on each set of data."""
 BY_LOOP = ("--train.epochs", "--train.batch_size")
-"""Flags that the closed form refuses, since nothing is trained by gradient."""
+"""Flags that a computed head refuses, since nothing is trained by gradient."""
 TURNS = 20  # runs of a process, after which a fresh one gives back what memory is left behind
 
 
