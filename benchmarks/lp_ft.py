@@ -42,7 +42,7 @@ ARMS = {
     "head": ("graftkit, head solved", (0,)),
     "lp_ft": ("graftkit, lp_ft", (2, 1)),
     "full": ("graftkit, full", (3,)),
-    "trainer": ("Trainer, at its best", (3,)),
+    "trainer": ("Trainer, at its best", (3, 2)),
 }
 TARGETS = (0.91, 0.92)
 Result = dict[str, Any]
