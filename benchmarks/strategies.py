@@ -8,7 +8,7 @@ rows a class. Texts start from MiniLM (of the demo extra), pictures from mobilen
 as well as the head and the order; one row in five of each class is dev. Banking77's test is ten rows a class, the
 others' is whole. The recipe is cut short after its training: the model answers test, and nothing else is reported.
 Nothing is tuned: all ways have the recipe's own rates, but those that want a higher one (1e-3 for lora and bitfit, 5e-3
-for ia3 and prompts, as their papers have it, by order of magnitude).
+for ia3 and prompts, which are guesses).
 
 The main ways run on all data, the others on the two sets of ten rows a class, and those against imbalance on sms_spam.
 With --jobs N, N processes work at a time, each with its share of the cores. Finished runs are kept in --out, so a

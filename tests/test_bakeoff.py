@@ -750,6 +750,7 @@ def test_arms_compete_for_real(checkpoint, data, tmp_path, capsys):
     found = {each["arm"]: each for each in whole["arms"]}
     assert {each["state"] for each in found.values()} == {"won", "finalist"}
     assert found["full:train.epochs=3"]["seeds"] == 2
+    assert (found["head"]["any_seed"], found["full:train.epochs=3"]["any_seed"]) == (True, False)
     assert found["full:train.epochs=3"]["parameters"] > found["head"]["parameters"] == 99
     assert len(whole["differences"]) == 1
     assert len(list((tmp_path / "out").glob("*/run/predictions-test.parquet"))) == 1
