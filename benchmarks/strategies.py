@@ -11,6 +11,8 @@ Nothing is tuned: all ways have the recipe's own rates, but those that want a hi
 for ia3 and prompts, which are guesses).
 
 The main ways run on all data, the others on the two sets of ten rows a class, and those against imbalance on sms_spam.
+The teacher of `full-taught` is what comes of `full` on the same rows with the same seed, so a network of its own size
+(Furlanello et al. 2018, "Born-Again Neural Networks", arXiv 1805.04770); its own training is not counted.
 With --jobs N, N processes work at a time, each with its share of the cores. Finished runs are kept in --out, so a
 stopped command goes on, and tries again what failed.
 
@@ -93,6 +95,7 @@ WAYS = {
     "full-class-weights": "--train.class_weights balanced",
     "full-sampling": "--train.sampling balanced",
     "full-focal": "--train.focal 2",
+    "full-taught": "--train.teacher {full}",
 }
 MAIN = ("full", "head", "lp_ft", "last", "lora")
 IMBALANCE = ("full-class-weights", "full-sampling", "full-focal")
@@ -193,14 +196,18 @@ def run_one(name: str, way: str, seed: int, out: Path) -> None:
         redirect_stderr(output),
     ):
         os.environ["GRAFTKIT_CACHE"] = f"{folder}/cache"  # nothing of another run is used
-        words = ["--data.path", str(rows_of(name, seed, out)), *flags, *WAYS[way].split(), "--run.seed", str(seed)]
-        result = learn_and_test(data, [*words, "--run.out", f"{folder}/run"])
+        usual = ["--data.path", str(rows_of(name, seed, out)), *flags, "--run.seed", str(seed)]
+        teacher = Path(folder) / "teacher"
+        if "{full}" in WAYS[way]:
+            learn_and_test(data, [*usual, "--run.out", f"{folder}/full"], save_to=teacher)
+        words = WAYS[way].format(full=teacher).split()
+        result = learn_and_test(data, [*usual, *words, "--run.out", f"{folder}/run"])
     write_aside(place, json.dumps(result) + "\n")
     print(f"{name}, {way}, seed {seed}: {result['score']:.3f}, {result['seconds']:.0f} s", flush=True)
 
 
-def learn_and_test(data: Data, words: Sequence[str]) -> dict[str, float]:
-    """What comes of the recipe, which ends with the answers to test."""
+def learn_and_test(data: Data, words: Sequence[str], save_to: Path | None = None) -> dict[str, float]:
+    """What comes of the recipe, which ends with the answers to test; the model is saved where that is asked for."""
     from graftkit.config import parse
     from graftkit.evaluate import predict_rows
 
@@ -209,6 +216,8 @@ def learn_and_test(data: Data, words: Sequence[str]) -> dict[str, float]:
     recipe = importlib.import_module(data.recipe)
 
     def finish(run: Any, task: Any, model: Any, splits: Any, lengths: Any, *_: Any, **__: Any) -> dict[str, float]:
+        if save_to is not None:
+            task.save(save_to, model)
         scores = task.score(predict_rows(run.accelerator, task, model, splits.test, lengths["test"]))
         trained = run.record["adapt"]["trained_parameters"]
         return {"score": scores[data.score], "seconds": run.record["seconds"]["train"], "trained": trained}

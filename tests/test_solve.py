@@ -223,6 +223,21 @@ def test_the_last_layer_is_found_by_trying(checkpoint, kind, name, before):
     assert all(torch.equal(value, weights[key]) for key, value in headed.model.state_dict().items())
 
 
+@pytest.mark.parametrize(("strategy", "stays"), [("head", True), ("lp_ft", False)])
+def test_what_comes_before_the_solved_layer_stays_random_where_nothing_trains_after_it(strategy, stays):
+    said = []
+    run = SimpleNamespace(
+        config={"adapt": {"strategy": strategy}},
+        headline="accuracy",
+        say=lambda line, warning=False: said.append((line, warning)),
+    )
+    solved = {"rows": 8, "features": 4, "tried": [1, 2], "strength": 0.1, "score": 0.5, "unsolved": ["classifier.dense"]}
+    solve._tell(run, {**solved, "seconds": {"features": 1.0, "solve": 2.0}})
+    (_, plain), (line, warning) = said
+    assert not plain and warning
+    assert "(classifier.dense) is new and random" in line and line.endswith("and stays so") == stays
+
+
 def test_rows_of_which_the_network_says_no_numbers_are_told(monkeypatch):
     said = [{"label": "a", "features": np.array([0.0, value], dtype=np.float32)} for value in (1, np.nan, np.inf)]
     monkeypatch.setattr(solve, "predict_rows", lambda *_: said)

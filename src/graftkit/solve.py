@@ -147,17 +147,18 @@ def solve_head(
 
     tried, best, scored, weight, bias = run.once(solve)
     write_weights(layer, weight, bias)
-    _tell(
-        run,
-        adapted,
-        layer,
-        tried,
-        best,
-        scored,
-        features.shape,
-        (read - began, time.perf_counter() - read),
-        by_chance=views is not None,
-    )
+    unsolved = layers_before(adapted, layer)
+    run.record["solver"] = {
+        "rows": features.shape[0],
+        "features": features.shape[1],
+        "tried": tried,
+        "strength": best,
+        "score": scored,
+        "unsolved": unsolved,
+        "by_chance": views is not None or bool(unsolved),
+        "seconds": {"features": round(read - began, 3), "solve": round(time.perf_counter() - read, 3)},
+    }
+    _tell(run, run.record["solver"])
     _tell_limits(run)
 
 
@@ -201,40 +202,21 @@ def answers(features: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -
     return torch.from_numpy((features @ weight.astype(np.float32) + (0.0 if bias is None else bias)).astype(np.float32))
 
 
-def _tell(
-    run: Run,
-    adapted: Adapted,
-    layer: nn.Module,
-    tried: list[dict[str, float]],
-    strength: float,
-    score: float,
-    shape: Sequence[int],
-    seconds: tuple[float, float],
-    *,
-    by_chance: bool,
-) -> None:
-    """Record and say what was solved; `by_chance`: of pictures that were changed by chance."""
-    before = layers_before(adapted, layer)
-    run.record["solver"] = {
-        "rows": shape[0],
-        "features": shape[1],
-        "tried": tried,
-        "strength": strength,
-        "score": score,
-        "unsolved": before,
-        "by_chance": by_chance or bool(before),
-        "seconds": {"features": round(seconds[0], 3), "solve": round(seconds[1], 3)},
-    }
+def _tell(run: Run, solved: Mapping[str, Any]) -> None:
+    """Say what was solved, and what of the head was not."""
+    seconds, strength = solved["seconds"], solved["strength"]
     run.say(
-        f"the head is solved: {shape[0]:,} rows of {shape[1]:,} features in {seconds[0]:.1f} s, then L2 of "
-        f"{len(tried)} strengths in {seconds[1]:.1f} s; {strength:.3g} is chosen on dev ({run.headline} {score:.4f})"
+        f"the head is solved: {solved['rows']:,} rows of {solved['features']:,} features in {seconds['features']:.1f} s, "
+        f"then L2 of {len(solved['tried'])} strengths in {seconds['solve']:.1f} s; {strength:.3g} is chosen on dev "
+        f"({run.headline} {solved['score']:.4f})"
     )
     if strength in (STRENGTHS[-1], STRONGER[-1]):
         run.say(f"{strength:.3g} is the {'weakest' if strength < 1 else 'strongest'} L2 that is tried")
-    if before:
+    if solved["unsolved"]:
+        stays = ", and stays so" if run.config["adapt"]["strategy"] == "head" else ""
         run.say(
-            f"of the head only the last layer is solved; what comes before it ({', '.join(before)}) is new and random, "
-            f"unless the checkpoint brought it{'' if adapted_trains(adapted, before) else ', and stays so'}",
+            f"of the head only the last layer is solved; what comes before it ({', '.join(solved['unsolved'])}) is new and "
+            f"random, unless the checkpoint brought it{stays}",
             warning=True,
         )
 
@@ -252,11 +234,6 @@ def costs_ignored(settings: Mapping[str, Any]) -> list[str]:
     usual = {field.name: field.default for field in fields(LossConfig)}
     costs = ("label_smoothing", "class_weights", "sampling", "focal", "teacher")
     return [f"--train.{name}" for name in costs if settings.get(name, usual[name]) != usual[name]]
-
-
-def adapted_trains(adapted: Adapted, names: Sequence[str]) -> bool:
-    """Whether all weights of the model train later: then what is random does not stay so."""
-    return all(parameter.requires_grad for parameter in adapted.model.parameters()) and bool(names)
 
 
 def layers_before(adapted: Adapted, layer: nn.Module) -> list[str]:
