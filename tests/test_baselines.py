@@ -13,7 +13,7 @@ from conftest import run_recipe, texts
 from test_report import LABELS, chapter, make_run, report_of, tables_of
 
 from graftkit import baselines
-from graftkit.baselines import colour_histogram, picture_baselines, sample, text_baselines
+from graftkit.baselines import colour_histogram, draw, number_baselines, picture_baselines, sample, text_baselines
 from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
 from graftkit.report import baselines as report_baselines
@@ -374,3 +374,15 @@ def test_a_run_asks_them_and_a_pushed_copy_keeps_them(tmp_path, checkpoint, data
     assert read_baselines(tmp_path / "copy" / "run") == (ids, given)
     copied = json.loads((tmp_path / "copy" / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert copied["baselines"] == metrics["baselines"]
+
+
+def test_of_a_table_that_is_sorted_rows_are_drawn_from_all_of_it(monkeypatch):
+    monkeypatch.setattr(baselines, "TEXTS", 20)
+    train = rows_of({"text": ["a dull film"] * 50 + ["a fine film"] * 50, "label": [1.0] * 50 + [5.0] * 50})
+    asked = rows_of({"text": ["a dull film", "a fine film"], "label": [1.0, 5.0]})
+    dull, fine = number_baselines(train, asked, asked)["ridge"].given
+    assert dull < 2 < 4 < fine
+    places = [int(name.removeprefix("row-")) for name in draw(train, 20)["id"]]
+    assert places == sorted(set(places))
+    assert len(places) == 20
+    assert draw(train, 100) is train

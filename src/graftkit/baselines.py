@@ -106,8 +106,7 @@ def number_baselines(train: Dataset, dev: Dataset, test: Dataset) -> dict[str, B
     started = time.perf_counter()
     found = {"mean": Baseline([float(np.mean(train["label"]))] * len(test), _facts(started, train, train))}
     columns = [name for name in ("text", "text_pair") if name in train.column_names]
-    most = _most_texts(columns, train)
-    sampled = train if len(train) <= most else train.select(range(most))  # their order says nothing of their numbers
+    sampled = draw(train, _most_texts(columns, train))
     features = _word_features(columns, [sampled, dev, test], 1)
     if features is None:
         return found
@@ -206,7 +205,7 @@ def target_baselines(train: Dataset, test: Dataset) -> dict[str, Baseline]:
 
     started = time.perf_counter()
     found = {"copy": Baseline(test["source"][:], {})}
-    learned = train.select(range(min(TEXTS, len(train))))
+    learned = draw(train, TEXTS)
     sources, asked = ([text[:TEXT_LETTERS] for text in rows["source"]] for rows in (learned, test))
     if any(re.search(WORD, text) for text in sources):
         count = TfidfVectorizer(token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
@@ -238,6 +237,11 @@ def sample(rows: Dataset, most: int) -> Dataset:
     classes = np.unique(rows["label"], return_inverse=True)[1]
     most = max(most, int(classes.max()) + 1)
     return rows if len(rows) <= most else rows.select(np.flatnonzero(cut_rows(classes, most, seed=0)))
+
+
+def draw(rows: Dataset, most: int) -> Dataset:
+    """At most so many rows, in their order, by chance: a table may be sorted by what is to be learned."""
+    return rows if len(rows) <= most else rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:most]))
 
 
 def colour_histogram(picture: Image) -> np.ndarray:

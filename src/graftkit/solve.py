@@ -206,17 +206,17 @@ def _tell(run: Run, solved: Mapping[str, Any]) -> None:
     """Say what was solved, and what of the head was not."""
     seconds, strength = solved["seconds"], solved["strength"]
     run.say(
-        f"the head is solved: {solved['rows']:,} rows of {solved['features']:,} features in {seconds['features']:.1f} s, "
-        f"then L2 of {len(solved['tried'])} strengths in {seconds['solve']:.1f} s; {strength:.3g} is chosen on dev "
-        f"({run.headline} {solved['score']:.4f})"
+        f"the head is solved: {solved['rows']:,} rows of {solved['features']:,} features in "
+        f"{seconds['features']:.1f} s, then L2 of {len(solved['tried'])} strengths in {seconds['solve']:.1f} s; "
+        f"{strength:.3g} is chosen on dev ({run.headline} {solved['score']:.4f})"
     )
     if strength in (STRENGTHS[-1], STRONGER[-1]):
         run.say(f"{strength:.3g} is the {'weakest' if strength < 1 else 'strongest'} L2 that is tried")
     if solved["unsolved"]:
         stays = ", and stays so" if run.config["adapt"]["strategy"] == "head" else ""
         run.say(
-            f"of the head only the last layer is solved; what comes before it ({', '.join(solved['unsolved'])}) is new and "
-            f"random, unless the checkpoint brought it{stays}",
+            f"of the head only the last layer is solved; what comes before it ({', '.join(solved['unsolved'])}) is new "
+            f"and random, unless the checkpoint brought it{stays}",
             warning=True,
         )
 
