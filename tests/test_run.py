@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import finish, launch, run_recipe
 
 from graftkit.errors import UserError
 from graftkit.machine import processes_asked_for
+from graftkit.run import once
 
 
 @pytest.fixture
@@ -171,3 +173,24 @@ def test_a_kept_run_is_made_once_and_never_seen_half(tmp_path, monkeypatch, othe
     assert len(made) == 1
     assert not made[0].exists()
     assert (folder / "metrics.json").read_text() == ("theirs" if others else "mine")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(UserError("no such column"), UserError("no such column")), (KeyError("x"), RuntimeError("main process failed"))],
+)
+def test_only_the_mistakes_of_the_user_are_told_as_such_by_the_other_processes(monkeypatch, raised, told):
+    sent = []
+
+    def broadcast(outcome):
+        outcome[:] = sent or outcome  # the other process gets what the main one sent
+        sent[:] = outcome
+
+    def fail():
+        raise raised
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", broadcast)
+    with pytest.raises(type(raised)):
+        once(SimpleNamespace(is_main_process=True), fail)
+    with pytest.raises(type(told), match=str(told)):
+        once(SimpleNamespace(is_main_process=False), fail)

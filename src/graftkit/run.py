@@ -262,7 +262,10 @@ class Run:
 
 
 def once(state: Any, action: Callable[[], T]) -> T:
-    """Run `action` on the main process alone; every process gets its result, or an error, and none waits for ever."""
+    """Run `action` on the main process alone; every process gets its result, or an error, and none waits for ever.
+
+    The user's mistake is a UserError on all of them, any other error a RuntimeError on the others.
+    """
     from accelerate.utils import broadcast_object_list
 
     outcome: list[Any] = [None, None]
@@ -271,12 +274,13 @@ def once(state: Any, action: Callable[[], T]) -> T:
         try:
             outcome[0] = action()
         except Exception as error:
-            failure, outcome[1] = error, str(error)
+            failure, outcome[1] = error, (isinstance(error, UserError), str(error))
     broadcast_object_list(outcome)
     if failure is not None:
         raise failure
     if outcome[1] is not None:
-        raise UserError(outcome[1])
+        mistake, said = outcome[1]
+        raise UserError(said) if mistake else RuntimeError(f"the main process failed: {said}")
     return outcome[0]
 
 
