@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from graftkit.data.checks import SHOWN, BadRows, check_filled, check_parsed
+from graftkit.data.checks import SHOWN, BadRows, check_filled
 from graftkit.data.columns import (
     EXTRA,
     Columns,
@@ -80,10 +80,7 @@ def load_answers(config: AnswersDataConfig, seed: int, extra: Sequence[str] = ()
     which "context" is a name for the context. Rows with the same value in the column `group`, one of them, are cut
     together, too. UserError for what cannot be found, read or learnt from.
     """
-    tables, notes = load_to_cut(config, _places())
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config, _places())
     columns, column_notes = _choose_columns(tables["train"], config)
     rows = {split: _question_rows(split, table, columns, extra, bad) for split, table in tables.items()}
     if not any(rows["train"].rows.column("answers").to_pylist()):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from graftkit.data.checks import BadRows, check_parsed
+from graftkit.data.checks import BadRows
 from graftkit.data.columns import (
     TEXT_NAMES,
     Columns,
@@ -68,10 +68,7 @@ def load_to_generate(
     columns as `column:<name>`. `length`: tokens that the model reads at once. UserError for what cannot be found, read
     or learnt from.
     """
-    tables, notes = load_documents_to_cut(config)
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_documents_to_cut(config)
     columns, column_notes = _choose(tables["train"], config)
     roles = tuple(columns)
     rows_of, kind = ROWS[roles]

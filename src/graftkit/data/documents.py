@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from graftkit.data.checks import BadRows, check_parsed
+from graftkit.data.checks import BadRows
 from graftkit.data.columns import TEXT_NAMES, Columns, LabelledRows, choose_columns, label_rows
 from graftkit.data.config import RowsConfig
 from graftkit.data.files import READERS, Table, read_file
@@ -51,25 +51,22 @@ def load_documents(config: DocumentsConfig, seed: int, extra: Sequence[str] = ()
     `file`, too. Rows with the same value in the column `group`, one of them, are cut together. `labels` is empty.
     UserError for what cannot be found or read.
     """
-    tables, notes = load_documents_to_cut(config)
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_documents_to_cut(config)
     columns, column_notes = choose_columns(tables["train"], {"text": config.text}, {"text": TEXT_NAMES})
     rows = {split: document_rows(split, table, columns, extra, bad) for split, table in tables.items()}
     checked = Checked(tables, columns, number_contents(rows), bad, [*notes, *column_notes])
     return make_plain_splits(config, checked, DOCUMENTS, seed, group)
 
 
-def load_documents_to_cut(config: DocumentsConfig) -> tuple[dict[str, Table], list[str]]:
-    """The tables to learn from, and notes. UserError where `documents` would part none of them."""
-    tables, notes = load_to_cut(config, text_places(config.documents))
+def load_documents_to_cut(config: DocumentsConfig) -> tuple[dict[str, Table], list[str], BadRows]:
+    """What `load_to_cut` gives. UserError where `documents` would part none of the tables."""
+    tables, notes, bad = load_to_cut(config, text_places(config.documents))
     if config.documents != "auto" and not any(isinstance(table, TextTable) for table in tables.values()):
         raise UserError(
             f"--data.documents {config.documents}: says what a document is in text files ({TEXT_FILE}), and "
             f"{tables['train'].where} is none; leave it out"
         )
-    return tables, notes
+    return tables, notes, bad
 
 
 DOCUMENTS = Kind(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit.data.checks import BadRows, check_filled, check_parsed, check_spelling
+from graftkit.data.checks import BadRows, check_filled, check_spelling
 from graftkit.data.columns import (
     LABEL_NAMES,
     TEXT_NAMES,
@@ -66,10 +66,7 @@ def load_label_sets(config: DataConfig, seed: int, extra: Sequence[str] = (), gr
     empty where a row has none), and the `extra` columns as `column:<name>`; rows with the same value in the column
     `group`, one of them, are cut together. UserError for what cannot be found, read or learnt from.
     """
-    tables, notes = load_to_cut(config, replace(FILES, demos={DEMO: _demo}))
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config, replace(FILES, demos={DEMO: _demo}))
     columns, read, read_notes = _choose(tables["train"], config)
     rows = {split: _rows(split, table, columns, read, extra, bad) for split, table in tables.items()}
     rows = _check_sets(rows, config.labels, bad)

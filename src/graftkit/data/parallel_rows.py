@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftkit.data.checks import BadRows, check_filled, check_parsed
+from graftkit.data.checks import BadRows, check_filled
 from graftkit.data.columns import Columns, LabelledRows, choose_columns, label_rows
 from graftkit.data.config import RowsConfig
 from graftkit.data.files import Table
@@ -52,10 +52,7 @@ def load_parallel(config: ParallelDataConfig, seed: int, extra: Sequence[str] = 
     or with the same value in the column `group`, one of `extra`, are cut together. UserError for what cannot be found,
     read or learnt from.
     """
-    tables, notes = load_to_cut(config, replace(FILES, demos={DEMO: _demo}))
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config, replace(FILES, demos={DEMO: _demo}))
     named = {"source": config.source, "target": config.target}
     tables = {split: _spread(table) for split, table in tables.items()}
     columns, column_notes = choose_columns(tables["train"], named, COLUMN_NAMES)

@@ -70,10 +70,7 @@ def load_pictures(config: ImageDataConfig, seed: int, extra: Sequence[str] = (),
     in the warnings: see `pictures.group_alike`. `extra` columns come along as strings, named `column:<name>`; rows with
     the same value in the column `group`, one of them, are cut together.
     """
-    tables, notes = load_to_cut(config, PICTURES)
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config, PICTURES)
     columns, column_notes = choose_picture_columns(tables["train"], config.image, config.label)
     stored = {split: find_pictures(table, columns["image"]) for split, table in tables.items()}
     labelled = {split: _label_rows(split, table, columns, stored[split], extra) for split, table in tables.items()}

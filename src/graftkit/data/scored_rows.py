@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graftkit.data.checks import BadRows, check_filled, check_parsed
+from graftkit.data.checks import BadRows, check_filled
 from graftkit.data.columns import (
     LABEL_NAMES,
     TEXT_NAMES,
@@ -49,10 +49,7 @@ def load_numbers(config: DataConfig, seed: int, extra: Sequence[str] = (), group
     `load_splits`. `labels` holds the name of the number alone, that of its column. UserError for what cannot be found,
     read or learnt from.
     """
-    tables, notes = load_to_cut(config)
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config)
     wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
     columns, column_notes = choose_columns(tables["train"], wanted, COLUMN_NAMES)
     rows = {split: _number_rows(split, table, columns, extra, bad) for split, table in tables.items()}

@@ -147,10 +147,7 @@ def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = (), group:
     `extra` columns come along as strings, named `column:<name>`; rows with the same value in the column `group`, one of
     them, are cut together. UserError for what cannot be found, read or learnt from.
     """
-    tables, notes = load_to_cut(config)
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config)
     wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
     columns, column_notes = choose_columns(tables["train"], wanted, COLUMN_NAMES)
     labelled = {split: label_rows(split, table, columns, extra) for split, table in tables.items()}
@@ -162,15 +159,21 @@ def load_splits(config: DataConfig, seed: int, extra: Sequence[str] = (), group:
     return replace(splits, warnings=[*measured, *splits.warnings])
 
 
-def load_to_cut(config: Any, places: Places | None = None) -> tuple[dict[str, Table], list[str]]:
-    """The tables to learn from, and notes; with folds, test is left out, since each fold is the test of one model."""
+def load_to_cut(config: Any, places: Places | None = None) -> tuple[dict[str, Table], list[str], BadRows]:
+    """The tables to learn from, notes, and the rows that cannot be read, an error unless they are to be dropped.
+
+    With folds, test is left out, since each fold is the test of one model. `config`: a DataConfig or its like.
+    """
     check_folds(config)
     named = {"train": config.train, "dev": config.dev, "test": config.test}
     tables, notes = load_tables(config.path, config.subset, named, places)
     if config.folds is not None and "test" in tables:
         left = tables.pop("test")
         notes = [*notes, f"folds are cut from train; the {len(left.numbers):,} rows of {left.where} stay untouched"]
-    return tables, notes
+    bad = BadRows(drop=config.bad_rows == "drop")
+    for split, table in tables.items():
+        check_parsed(split, table, bad)
+    return tables, notes, bad
 
 
 def check_folds(config: Any) -> None:

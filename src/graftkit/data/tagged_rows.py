@@ -92,10 +92,7 @@ def load_tagged(config: TaggedDataConfig, seed: int, extra: Sequence[str] = (), 
     dev, O first. UserError for what cannot be found, read or learnt from; tags that break their scheme, such as I-
     without B-, are counted in `warnings`.
     """
-    tables, notes = load_to_cut(config, _places(config.format))
-    bad = BadRows(drop=config.bad_rows == "drop")
-    for split, table in tables.items():
-        check_parsed(split, table, bad)
+    tables, notes, bad = load_to_cut(config, _places(config.format))
     columns, column_notes = _choose_columns(tables["train"], config)
     rows = {split: _tagged_rows(split, table, columns, extra, bad) for split, table in tables.items()}
     rows = _check_tags(rows, bad)
