@@ -290,6 +290,7 @@ def test_the_better_half_goes_on_with_more_and_finalists_have_several_seeds():
         "last": "out in round 1",
     }
     assert len(halving.standings[-1].runs) == 3
+    assert [each.arm.name for each in halving.standings if halving.ran_whole(each)] == ["full", "head", "lp_ft"]
 
 
 @pytest.mark.parametrize("budget", [90, 150, 300, 1000])
@@ -391,7 +392,8 @@ def row(arm: str, value: float, low: float, high: float, seconds: float, **more)
     headline = {"name": "macro_f1", "value": value, "low": low, "high": high, "level": 0.95, "method": "bca"}
     known = {"arm": arm, "headline": headline, "rows": 120, "seconds": seconds, "seeds": 1, "any_seed": arm == "head"}
     known["training"] = seconds - 2  # it took 2 to begin and end
-    return known | {"round": 2, "parameters": 22_700_000, "bytes": 91_000_000, "state": "won", "why": ""} | more
+    known |= {"round": 2, "whole": True, "parameters": 22_700_000, "bytes": 91_000_000, "state": "won", "why": ""}
+    return known | more
 
 
 def difference(shown: bool) -> Difference:
@@ -410,6 +412,17 @@ def test_a_quick_arm_that_cannot_be_told_from_the_best_is_named():
         "than last by more than chance explains. But head is within what chance alone can do: 0.90 (0.88 to 0.92). "
         "head trains in 8.0 s, and lp_ft in 58 s: take head if time matters."
     )
+
+
+def test_of_an_arm_that_was_out_early_no_more_is_said_than_it_showed():
+    rows = [
+        row("lp_ft", 0.91, 0.89, 0.93, 60),
+        row("last", 0.7, 0.6, 0.8, 30),
+        row("full", 0.4, 0.3, 0.5, 20, whole=False),
+    ]
+    said = page.recommend(rows, {"last": difference(True), "full": difference(True)}, lower=False)
+    assert "It is better than last by more than chance explains." in said
+    assert "full fell behind after a part of its training, and went out: what the rest would bring, this" in said
 
 
 def test_seconds_to_begin_are_no_reason_to_take_an_arm():

@@ -106,6 +106,10 @@ class Halving:
         """Seconds that a run of any arm takes at least, as far as that is known."""
         return MARGIN * min(self.overheads, default=self.vain)
 
+    def ran_whole(self, each: Standing) -> bool:
+        """Whether an arm was not out while it had training to come, as far as the budget allowed."""
+        return each.arm.solved or each.round == len(self.rounds)
+
     def go(self) -> Standing | None:
         """Run all rounds; returns the winner, None where no arm could be scored."""
         standing = self.standings
