@@ -5,13 +5,13 @@
     python benchmarks/cache_speed.py pictures --rounds 3
 
 Three arms train the same part of the same checkpoint for ten epochs, 32 rows an update, in turn and each in a process
-of its own: `defaults` is transformers.Trainer with the same parameters frozen and no other flag set, `best` has besides
-group_by_length and, where the hardware has it, bf16, and `graftkit` is the recipe's parts with no flag set but data,
-epochs and what trains. `head` trains the head of MiniLM (demo extra), `last` its last 2 of 6 blocks with what follows
-and the head, both on banking77 (or the set that ships with graftkit); `pictures` the head of mobilenetv2_100.imagenet
-on flowers12, as evaluation sees the pictures. Data are those of the folder of GRAFTKIT_ASSETS, or ../shared. The dev
-rows that graftkit cuts from train are kept from Trainer too. `closed-form` is what graftkit does for a head by default:
-no epochs, the best head by L-BFGS.
+of its own: `defaults` is transformers.Trainer with the same parameters frozen, at graftkit's rate (that of its head
+where the head alone trains) and no other flag set; `best` has besides group_by_length and, where the hardware has it,
+bf16; `graftkit` is the recipe's parts with no flag set but data, epochs and what trains. `head` trains the head of
+MiniLM (demo extra), `last` its last 2 of 6 blocks with what follows and the head, both on banking77 (or the set that
+ships with graftkit); `pictures` the head of mobilenetv2_100.imagenet on flowers12, as evaluation sees the pictures.
+Data are those of the folder of GRAFTKIT_ASSETS, or ../shared. The dev rows that graftkit cuts from train are kept from
+Trainer too. `closed-form` is what graftkit does for a head by default: no epochs, the best head by L-BFGS.
 
 What is timed: from the start of the training call to the end of the last update, imports and loading excluded. For
 graftkit that is all of it: running the frozen part once over train and dev, into a cache that is empty before, ten

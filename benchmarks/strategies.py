@@ -12,7 +12,7 @@ for ia3 and prompts, which are guesses).
 
 The main ways run on all data, the others on the two sets of ten rows a class, and those against imbalance on sms_spam.
 The teacher of `full-taught` is what comes of `full` on the same rows with the same seed, so a network of its own size
-(Furlanello et al. 2018, "Born-Again Neural Networks", arXiv 1805.04770); its own training is not counted.
+(Furlanello et al. 2018, "Born-Again Neural Networks", arXiv 1805.04770); its own training is not counted, asking it is.
 With --jobs N, N processes work at a time, each with its share of the cores. Finished runs are kept in --out, so a
 stopped command goes on, and tries again what failed.
 
@@ -200,7 +200,7 @@ def run_one(name: str, way: str, seed: int, out: Path) -> None:
         teacher = Path(folder) / "teacher"
         if "{full}" in WAYS[way]:
             learn_and_test(data, [*usual, "--run.out", f"{folder}/full"], save_to=teacher)
-        words = WAYS[way].format(full=teacher).split()
+        words = [word.format(full=teacher) for word in WAYS[way].split()]
         result = learn_and_test(data, [*usual, *words, "--run.out", f"{folder}/run"])
     write_aside(place, json.dumps(result) + "\n")
     print(f"{name}, {way}, seed {seed}: {result['score']:.3f}, {result['seconds']:.0f} s", flush=True)

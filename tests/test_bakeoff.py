@@ -290,7 +290,7 @@ def test_the_better_half_goes_on_with_more_and_finalists_have_several_seeds():
         "last": "out in round 1",
     }
     assert len(halving.standings[-1].runs) == 3
-    assert [each.arm.name for each in halving.standings if halving.ran_whole(each)] == ["full", "head", "lp_ft"]
+    assert [each.arm.name for each in halving.standings if each.whole] == ["full", "head", "lp_ft"]
 
 
 @pytest.mark.parametrize("budget", [90, 150, 300, 1000])
@@ -422,7 +422,19 @@ def test_of_an_arm_that_was_out_early_no_more_is_said_than_it_showed():
     ]
     said = page.recommend(rows, {"last": difference(True), "full": difference(True)}, lower=False)
     assert "It is better than last by more than chance explains." in said
-    assert "full fell behind after a part of its training, and went out: what the rest would bring, this" in said
+    assert "full is behind after a part of its training: what the rest would bring, this does not say." in said
+    assert "(no test is made of this score: the intervals lie apart)" not in said
+    said = page.recommend([rows[0], rows[2]], {}, lower=False)
+    assert "behind after a part of its training (no test is made of this score: the intervals lie apart)" in said
+
+
+def test_what_an_arm_shows_it_shows_of_its_whole_schedule_or_of_a_part():
+    one_epoch, limited, longer = Arm("a", epochs=1), Arm("b", epochs=4, max_steps=50), Arm("c", epochs=4)
+    ran = [(one_epoch, None, None), (limited, None, 50), (limited, 1, 25), (longer, 2, None), (longer, None, 70)]
+    trials = [Trial(arm, 1, 0, epochs, steps, 9.0, 9.0) for arm, epochs, steps in ran]
+    standings = [Standing(trial.arm, [(trial, Outcome("done", 1))], round=1) for trial in trials]
+    assert [each.whole for each in standings] == [True, True, False, False, False]
+    assert Standing(Arm("head", solved=True), [(trials[3], Outcome("done", 1))]).whole
 
 
 def test_seconds_to_begin_are_no_reason_to_take_an_arm():

@@ -13,7 +13,15 @@ from conftest import run_recipe, texts
 from test_report import LABELS, chapter, make_run, report_of, tables_of
 
 from graftkit import baselines
-from graftkit.baselines import colour_histogram, draw, number_baselines, picture_baselines, sample, text_baselines
+from graftkit.baselines import (
+    colour_histogram,
+    draw,
+    number_baselines,
+    picture_baselines,
+    sample,
+    target_baselines,
+    text_baselines,
+)
 from graftkit.errors import UserError
 from graftkit.metrics import classification, comparison
 from graftkit.report import baselines as report_baselines
@@ -386,3 +394,6 @@ def test_of_a_table_that_is_sorted_rows_are_drawn_from_all_of_it(monkeypatch):
     assert places == sorted(set(places))
     assert len(places) == 20
     assert draw(train, 100) is train
+    pairs = {"source": ["a dull film"] * 50 + ["a fine film"] * 50, "target": ["dull"] * 50 + ["fine"] * 50}
+    rows = rows_of({**pairs, "label": [0] * 100})
+    assert target_baselines(rows, rows.select([0, 99]))["nearest"].given == ["dull", "fine"]

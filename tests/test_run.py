@@ -177,7 +177,10 @@ def test_a_kept_run_is_made_once_and_never_seen_half(tmp_path, monkeypatch, othe
 
 @pytest.mark.parametrize(
     ("raised", "told"),
-    [(UserError("no such column"), UserError("no such column")), (KeyError("x"), RuntimeError("main process failed"))],
+    [
+        (UserError("no such column"), UserError("no such column")),
+        (KeyError("x"), RuntimeError("the main process failed: KeyError")),
+    ],
 )
 def test_only_the_mistakes_of_the_user_are_told_as_such_by_the_other_processes(monkeypatch, raised, told):
     sent = []

@@ -257,7 +257,7 @@ class Run:
         )
 
     def once(self, action: Callable[[], T]) -> T:
-        """What `action` returns or raises on the main process, on every process."""
+        """What `action` returns on the main process, or an error, on every process: see `once`."""
         return once(self.accelerator, action)
 
 
@@ -274,7 +274,8 @@ def once(state: Any, action: Callable[[], T]) -> T:
         try:
             outcome[0] = action()
         except Exception as error:
-            failure, outcome[1] = error, (isinstance(error, UserError), str(error))
+            mistake = isinstance(error, UserError)
+            failure, outcome[1] = error, (mistake, str(error) if mistake else f"{type(error).__name__}: {error}")
     broadcast_object_list(outcome)
     if failure is not None:
         raise failure

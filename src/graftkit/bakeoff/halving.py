@@ -73,6 +73,12 @@ class Standing:
         """The mean over its seeds, higher is better."""
         return mean(outcome.rank for _, outcome in self.runs)
 
+    @property
+    def whole(self) -> bool:
+        """Whether its score is that of its whole schedule, and not of a part that a round had time for."""
+        trial = self.runs[0][0]
+        return self.arm.solved or (trial.epochs, trial.max_steps) == (None, self.arm.max_steps)
+
 
 class Halving:
     """The rounds of a bakeoff; `run` carries a trial out and never takes much longer than its limit."""
@@ -105,10 +111,6 @@ class Halving:
     def need(self) -> float:
         """Seconds that a run of any arm takes at least, as far as that is known."""
         return MARGIN * min(self.overheads, default=self.vain)
-
-    def ran_whole(self, each: Standing) -> bool:
-        """Whether an arm was not out while it had training to come, as far as the budget allowed."""
-        return each.arm.solved or each.round == len(self.rounds)
 
     def go(self) -> Standing | None:
         """Run all rounds; returns the winner, None where no arm could be scored."""

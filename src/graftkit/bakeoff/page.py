@@ -34,11 +34,10 @@ def rows_of(halving: Halving) -> list[dict[str, Any]]:
     """What is told of each arm, as plain JSON, the best one first."""
     scored = [each for each in halving.standings if each.runs]
     scored.sort(key=lambda each: (each.state != "won", -each.round, -each.rank))
-    unscored = [each for each in halving.standings if not each.runs]
-    return [_row(each, whole=halving.ran_whole(each)) for each in [*scored, *unscored]]
+    return [_row(each) for each in [*scored, *(each for each in halving.standings if not each.runs)]]
 
 
-def _row(each: Standing, *, whole: bool) -> dict[str, Any]:
+def _row(each: Standing) -> dict[str, Any]:
     row = {"arm": each.arm.name, "state": each.state, "why": each.why}
     if not each.runs:
         return row
@@ -49,7 +48,7 @@ def _row(each: Standing, *, whole: bool) -> dict[str, Any]:
     headline = {"name": name, **asdict(student(values, *scale(name)))} if over_seeds else facts["headline"]
     return row | {
         "round": each.round,
-        "whole": whole,
+        "whole": each.whole,
         "seeds": len(outcomes),
         "headline": headline,
         "rows": facts["rows"],
@@ -116,14 +115,14 @@ def recommend(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Difference]
     for row in others:
         shown = found[row["arm"]].shown if found else _apart(best["headline"], row["headline"], lower=lower)
         (worse if shown else alike).append(row)
+    apart = "" if found else " (no test is made of this score: the intervals lie apart)"
     if whole := [row for row in worse if row["whole"]]:
-        more = " (no test is made of this score: the intervals lie apart)" if not found else ""
-        said.append(f"It is better than {_names(whole)} by more than chance explains{more}.")
-    if early := [row for row in worse if not row["whole"]]:
-        whose = "its" if len(early) == 1 else "their"
+        said.append(f"It is better than {_names(whole)} by more than chance explains{apart}.")
+    if part := [row for row in worse if not row["whole"]]:
+        verb, whose = ("is", "its") if len(part) == 1 else ("are", "their")
         said.append(
-            f"{_names(early)} fell behind after a part of {whose} training, and went out: what the rest would bring, "
-            "this does not say."
+            f"{_names(part)} {verb} behind after a part of {whose} training{'' if whole else apart}: what the rest "
+            "would bring, this does not say."
         )
     if alike:
         each = ", ".join(in_brackets(row["headline"]) for row in alike)
