@@ -272,25 +272,61 @@ def test_half_of_the_arms_go_on_until_there_are_two():
     assert [sizes(count) for count in (2, 3, 4, 5, 8)] == [[2], [3, 2], [4, 2], [5, 3, 2], [8, 4, 2]]
 
 
-def test_the_better_half_goes_on_with_more_and_finalists_have_several_seeds():
+def runs_of(world: World) -> list[tuple[int, str, int, int | None]]:
+    return [(trial.round, trial.arm.name, trial.seed, trial.epochs) for trial in world.trials]
+
+
+def test_where_time_is_short_the_better_half_goes_on_with_more():
     world = World(FIVE)
-    halving = compete(world, "full,head,last,lora,lp_ft", 10_000)
-    ran = [(trial.round, trial.arm.name, trial.seed, trial.epochs) for trial in world.trials]
-    assert ran[:5] == [
-        (1, name, 0, 1 if name != "head" else None) for name in ("head", "full", "last", "lora", "lp_ft")
-    ]
-    assert ran[5:7] == [(2, "lp_ft", 0, 2), (2, "full", 0, 2)]  # the head is solved, and not run again
-    assert ran[7:9] == [(3, "lp_ft", 0, None), (3, "full", 0, None)]
-    assert ran[9:] == [(3, name, seed, None) for seed in (1, 2) for name in ("lp_ft", "full")]
+    halving = compete(world, "full,head,last,lora,lp_ft", 170)  # 45 s a whole run
+    assert halving.rounds == [5, 3, 2]
+    ran = [run for run, trial in zip(runs_of(world), world.trials, strict=True) if trial.round > 1]
+    assert ran == [(2, "lp_ft", 0, 2), (2, "full", 0, 2), (3, "full", 0, None)]  # the head is solved, and not run again
     assert states(halving) == {
-        "lp_ft": "won",
-        "full": "finalist",
+        "full": "won",
+        "lp_ft": "finalist",
         "head": "out in round 2",
         "lora": "out in round 1",
         "last": "out in round 1",
     }
-    assert len(halving.standings[-1].runs) == 3
-    assert [each.arm.name for each in halving.standings if each.whole] == ["full", "head", "lp_ft"]
+    assert [each.arm.name for each in halving.standings if each.whole] == ["full", "head"]
+
+
+@pytest.mark.parametrize(("budget", "whole"), [(200, 3), (250, 4), (300, 5), (10_000, 5)])
+def test_no_arm_is_out_while_there_is_time_for_all_of_its_training(budget, whole):
+    world = World(FIVE)
+    halving = compete(world, "full,head,last,lora,lp_ft", budget)
+    assert halving.rounds == [5, whole]
+    assert runs_of(world)[:5] == [
+        (1, name, 0, 1 if name != "head" else None) for name in ("head", "full", "last", "lora", "lp_ft")
+    ]
+    assert runs_of(world)[5 : 4 + whole] == [
+        (2, name, 0, None) for name in ("lp_ft", "full", "lora", "last")[: whole - 1]
+    ]
+    assert sum(each.whole for each in halving.standings) == whole
+    assert list(states(halving).values()).count("finalist") == whole - 1
+
+
+def test_the_best_two_have_several_seeds():
+    world = World(FIVE)
+    halving = compete(world, "full,head,last,lora,lp_ft", 10_000)
+    assert runs_of(world)[9:] == [(2, name, seed, None) for seed in (1, 2) for name in ("lp_ft", "full")]
+    assert {each.arm.name: len(each.runs) for each in halving.standings} == {
+        **dict.fromkeys(("head", "last", "lora"), 1),
+        **dict.fromkeys(("lp_ft", "full"), 3),
+    }
+
+
+def test_an_arm_that_begins_slowly_may_still_win():
+    world = World({"full": 0.9, "last": 0.8, "lora": 0.85})
+    run = world.run
+
+    def slow_to_begin(trial: Trial) -> Outcome:
+        found = run(trial)
+        return replace(found, rank=found.rank / 10) if trial.arm.name == "full" and trial.epochs == 1 else found
+
+    world.run = slow_to_begin
+    assert states(compete(world, "full,last,lora", 10_000))["full"] == "won"
 
 
 @pytest.mark.parametrize("budget", [90, 150, 300, 1000])

@@ -1,7 +1,9 @@
 """Who goes on, and for how long?
 
 Successive halving (Jamieson and Talwalkar 2016; Li et al. 2018) by time: every round has the same share of the budget,
-half as many arms and about twice the training. Nothing here starts a process or reads a real clock.
+half as many arms and about twice the training. But an arm that begins slowly is not out while there is time for its
+whole schedule: where a round leaves enough of it for more arms than half, the best of them run whole at once. Nothing
+here starts a process or reads a real clock.
 """
 
 from __future__ import annotations
@@ -118,9 +120,14 @@ class Halving:
         for number, _ in enumerate(self.rounds[:-1], start=1):
             self._halve(number, standing)
             scored = sorted((each for each in standing if each.runs), key=lambda each: -each.rank)
-            standing = scored[: self.rounds[number]]
-            for each in scored[self.rounds[number] :]:
+            whole = self._whole_in_time(scored)
+            stays = max(whole, self.rounds[number])
+            standing = scored[:stays]
+            for each in scored[stays:]:
                 each.state = f"out in round {number}"
+            if whole == stays:
+                self.rounds = [*self.rounds[:number], stays]
+                break
         self._decide(len(self.rounds), standing)
         finalists = sorted((each for each in standing if each.runs), key=lambda each: -each.rank)
         for each in finalists:
@@ -128,6 +135,20 @@ class Halving:
         if finalists:
             finalists[0].state = "won"
         return finalists[0] if finalists else None
+
+    def _whole_in_time(self, scored: Sequence[Standing]) -> int:
+        """How many arms, from the best on, can run their whole schedules one after the other in the time left."""
+        needs = [self._to_run_whole(each) for each in scored]
+        return max(count for count in range(len(needs) + 1) if sum(needs[:count]) <= CLOSE * self.left())
+
+    def _to_run_whole(self, each: Standing) -> float:
+        """Seconds that an arm's whole schedule takes, as its runs tell; none where it ran whole, inf if not known."""
+        if each.runs and each.whole:
+            return 0.0
+        seen = each.speed
+        if seen is None or seen.per_update is None:
+            return math.inf
+        return seen.overhead + seen.per_update * updates_of(seen, each.arm.epochs, each.arm.max_steps)
 
     def _halve(self, number: int, standing: Sequence[Standing]) -> None:
         """A round before the last: each arm runs once.
@@ -147,12 +168,16 @@ class Halving:
             self._advance(each, number, 0.5 ** (len(self.rounds) - number), now + (end - now) / to_come, now + most)
 
     def _decide(self, number: int, finalists: Sequence[Standing]) -> None:
-        """The last round: whole runs, or as long as time allows; then further seeds of all, while they fit."""
-        for place, each in enumerate(finalists):
+        """The last round: whole runs, or as long as time allows; then further seeds of the best two, while they fit.
+
+        The quickest first: what it leaves of its share is there for the others.
+        """
+        for place, each in enumerate(sorted(finalists, key=self._to_run_whole)):
             share = self.left() / (len(finalists) - place)
             end = self.elapsed() + (share if share > self.need() else self.left())
             self._advance(each, number, 1.0, end, end)
-        scored = [each for each in finalists if each.runs and not each.runs[0][1].facts.get("any_seed")]
+        best = sorted((each for each in finalists if each.runs), key=lambda each: -each.rank)[:FINALISTS]
+        scored = [each for each in best if not each.runs[0][1].facts.get("any_seed")]
         for seed in range(1, self.seeds):
             expected = sum(each.runs[0][1].seconds for each in scored)
             if not scored or expected > CLOSE * self.left():
@@ -223,9 +248,7 @@ class Halving:
             return trial
         steps = int((CLOSE * limit - seen.overhead) / max(seen.per_update, 1e-6))
         epochs = trial.epochs if trial.epochs is not None else arm.epochs
-        wanted = math.inf if not (seen.per_epoch and epochs) else epochs * seen.per_epoch
-        wanted = min(wanted, math.inf if trial.max_steps is None else trial.max_steps)
-        if steps >= wanted:
+        if steps >= updates_of(seen, epochs, trial.max_steps):
             return trial
         before = each.runs[0][1].updates if each.runs else 0
         return replace(trial, max_steps=steps) if steps >= max(FEWEST, 1.2 * before) else None
@@ -237,6 +260,12 @@ def sizes(arms: int) -> list[int]:
     while found[-1] > FINALISTS:
         found.append(max(FINALISTS, math.ceil(found[-1] / 2)))
     return found
+
+
+def updates_of(seen: Outcome, epochs: int | None, max_steps: int | None) -> float:
+    """Updates of so many epochs, or of `max_steps` where that is less; inf where nothing tells."""
+    whole = epochs * seen.per_epoch if epochs and seen.per_epoch else math.inf
+    return min(whole, math.inf if max_steps is None else max_steps)
 
 
 def epochs_of(arm: Arm, share: float) -> int | None:
