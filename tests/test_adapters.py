@@ -195,6 +195,26 @@ def test_what_is_merged_answers_as_its_adapter(headed, kind, way):
     assert not any("lora_" in name or "ia3_" in name for name in merged.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "test_resnet"])
+def test_dora_leaves_out_layers_with_an_output_that_reads_nothing(headed, kind):
+    """As real checkpoints have them; the length of its weights is 0, and DoRA divides by it."""
+    layers = adapted_layers(trained(adapt(headed(kind), TextAdaptConfig(**WAYS["dora"])).model), ".lora_A")
+    dead = sorted(layers)[1]
+    found = headed(kind)
+    weight = found.model.get_submodule(dead).weight
+    with torch.no_grad():
+        (weight.T if kind == "gpt2" else weight)[2] = 0  # GPT-2's layers hold outputs last
+    adapted = adapt(found, TextAdaptConfig(**WAYS["dora"]))
+    assert adapted_layers(trained(adapted.model), ".lora_A") == layers - {dead}
+    assert f"not on 1 with an output whose weights are all 0 ({dead})" in adapted.description
+    assert torch.isfinite(ask(adapted.model, kind)).all()
+    blank = headed(kind)
+    for name in layers:
+        torch.nn.init.zeros_(blank.model.get_submodule(name).weight)
+    with pytest.raises(UserError, match=r"--adapt.dora learns how long .* have an output without any; name others"):
+        adapt(blank, TextAdaptConfig(**WAYS["dora"]))
+
+
 @pytest.mark.parametrize(
     ("kind", "way"),
     [("gpt2", "dora"), ("roberta", "ia3"), ("llama", "bitfit"), ("bert", "prompt"), ("distilbert", "prompt")],

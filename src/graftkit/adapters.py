@@ -27,11 +27,19 @@ def add_lora(
     """LoRA (Hu et al. 2022); the head trains, and is saved, whole.
 
     With `rslora` the update is divided by the root of the rank (Kalajdzievski 2023), with `dora` the length of what
-    each output reads is learned apart from its direction (Liu et al. 2024).
+    each output reads is learned apart from its direction (Liu et al. 2024). What reads nothing has no direction, and
+    would make the loss no number, so a layer with such an output is left out.
     """
     from peft import LoraConfig
 
     matched, skipped = _lora_targets(headed.model, headed.head, targets)
+    dead = [name for name in matched if dora and _reads_nothing(headed.model.get_submodule(name))]
+    matched = [name for name in matched if name not in dead]
+    if dead and not matched:
+        raise UserError(
+            f"--adapt.dora learns how long each output's weights are, and all of {_some(dead)} have an output without "
+            "any; name others with --adapt.targets, or leave --adapt.dora out"
+        )
     settings = LoraConfig(
         task_type=headed.peft_task,
         r=rank,
@@ -43,6 +51,7 @@ def add_lora(
         trainable_token_indices=headed.new_tokens or None,
     )
     left = f", not on {len(skipped)} that PEFT cannot merge ({_some(skipped)})" if skipped else ""
+    left += f", not on {len(dead)} with an output whose weights are all 0 ({_some(dead)})" if dead else ""
     way = f"{'rank-stabilised ' * rslora}{'DoRA' if dora else 'LoRA'}"
     return *_wrap(headed, settings), f"{way} of rank {rank} on {_layers_named(matched)}{left}{_and_head(headed)}"
 
@@ -164,6 +173,15 @@ def _lora_targets(model: nn.Module, head: set[str], wanted: list[str] | None) ->
         raise UserError(f"--adapt.targets {','.join(refused or unmatched)}: {why}; this model has {', '.join(known)}")
     chosen, left = ([n for n in names if any(_ends_with(n, w) for w in wanted)] for names in (layers, grouped))
     return chosen, left
+
+
+def _reads_nothing(layer: nn.Module) -> bool:
+    """Whether all weights of some output of a layer are 0, as pruning and long weight decay leave them."""
+    weight = layer.weight.detach()
+    if not weight.is_floating_point():  # in 4 bits, where nothing is 0 for sure
+        return False
+    each = weight.T if type(layer).__name__ == "Conv1D" else weight.flatten(1)
+    return bool((each.norm(dim=1) == 0).any())
 
 
 def _keys_and_values(headed: Headed) -> list[str]:
