@@ -11,8 +11,10 @@ Nothing is tuned: all ways have the recipe's own rates, but those that want a hi
 for ia3 and prompts, which are guesses).
 
 The main ways run on all data, the others on the two sets of ten rows a class (prompts and IA3 on texts alone:
-MobileNetV2 has neither tokens nor keys and values), and those against imbalance on sms_spam. The teacher of `full-taught` is what comes of `full` on the same rows with the same seed, so a network of its own size
-(Furlanello et al. 2018, "Born-Again Neural Networks", arXiv 1805.04770); its own training is not counted, asking it is.
+MobileNetV2 has neither tokens nor keys and values), and those against imbalance on sms_spam. The teacher of
+`full-taught` is what comes of `full` on the same rows with the same seed, so a network of its own size (Furlanello et
+al. 2018, "Born-Again Neural Networks", arXiv 1805.04770); its own training is not counted, asking it is.
+
 With --jobs N, N processes work at a time, each with its share of the cores. Finished runs are kept in --out, so a
 stopped command goes on, and tries again what failed.
 
